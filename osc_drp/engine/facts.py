@@ -1,0 +1,248 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What is known of a cloud: frozen types without behaviour of their own.
+
+Both readers, cloud/read.py (the APIs) and db/read.py (the databases), answer
+with these; the rules and the planner know nothing else. ``None`` in a field
+that says so means "this source cannot see it", never "no".
+"""
+
+import collections
+import dataclasses
+import typing as ty
+
+#: nova's power states (nova 34.0.0 compute/power_state.py).
+NOSTATE, RUNNING, PAUSED, SHUTDOWN, CRASHED, SUSPENDED = 0, 1, 3, 4, 6, 7
+
+API = 'api'
+DATABASE = 'database'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """A server as nova records it."""
+
+    id: str
+    name: str
+    project_id: str
+    host: str | None
+    vm_state: str
+    task_state: str | None
+    power_state: int
+    locked: bool
+    #: '/dev/vda'; decides by API which volume is the root.
+    root_device: str | None = None
+    #: nova's launched_at is set: it ran at least once.
+    launched: bool = True
+    #: Boots from a volume; by API: the server has no image.
+    volume_backed: bool | None = None
+    #: The database only: name of the cell ('cell0' for failed schedules);
+    #: None for a build request, which has no cell yet.
+    cell: str | None = None
+    #: The API only: ids in ``volumes_attached``, which also lists the legacy
+    #: attachments that os-volume_attachments hides from 2.89 on.
+    volumes_attached: frozenset[str] | None = None
+    #: Server properties.
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ran(self) -> bool:
+        """Whether nova recorded it as running."""
+        return self.vm_state == 'active' and self.power_state == RUNNING
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mapping:
+    """Nova's record that a server has a volume (block_device_mapping)."""
+
+    server_id: str
+    volume_id: str
+    device: str | None
+    #: The cinder attachment that it names; None: legacy or in flight.
+    attachment_id: str | None
+    #: boot_index 0.
+    root: bool
+    tag: str | None = None
+    delete_on_termination: bool = False
+    #: connection_info is set; None: the API does not tell.
+    connected: bool | None = None
+    uuid: str | None = None
+    #: The database only.
+    id: int | None = None
+    cell: str | None = None
+    deleted: bool = False
+    created_at: str | None = None
+    deleted_at: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """Cinder's record that a server has a volume (volume_attachment)."""
+
+    id: str
+    volume_id: str
+    #: None: a host attachment (glance, backup, ironic), never ours.
+    server_id: str | None
+    attach_status: str
+    device: str | None = None
+    #: The host in the connector, else attached_host.
+    host: str | None = None
+    #: Whether a connector is stored; None: the API does not tell.
+    connector: bool | None = None
+    deleted: bool = False
+    created_at: str | None = None
+    deleted_at: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as cinder records it."""
+
+    id: str
+    name: str
+    project_id: str
+    status: str
+    multiattach: bool
+    #: volumes.attach_status; None: the API does not tell.
+    attach_status: str | None = None
+    migration_status: str | None = None
+    #: The cinder-volume that owns it, 'host@backend#pool'.
+    host: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Service:
+    """A nova or cinder service, or (binary) a network agent."""
+
+    binary: str
+    host: str
+    up: bool
+    #: The database only.
+    cell: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Action:
+    """An entry of nova's action log (os-instance-actions)."""
+
+    server_id: str
+    action: str
+    request_id: str
+    #: None: nova did it by itself.
+    user_id: str | None
+    start_time: str
+    finished: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Observation:
+    """What one source saw of the cloud, at the cloud's own time."""
+
+    source: str
+    #: UTC, ISO 8601, by the cloud's clock (HTTP Date, UTC_TIMESTAMP()).
+    taken_at: str
+    servers: ty.Mapping[str, Server]
+    volumes: ty.Mapping[str, Volume]
+    #: Live mappings; the database also gives the soft-deleted ones that
+    #: name a live row (our own unfinished half, DESIGN 4).
+    mappings: tuple[Mapping, ...]
+    #: Live rows; the database also gives soft-deleted ones of the same
+    #: volumes.
+    rows: tuple[Row, ...]
+    services: tuple[Service, ...] = ()
+    #: Servers with a migration record that is not finished; None: unknown.
+    migrating: frozenset[str] | None = None
+    #: Actions of nova's log without an end (the database only): what was in
+    #: flight when the power went.
+    unfinished: tuple[Action, ...] = ()
+    #: Servers that are still a build request (no cell).
+    building: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MapServer:
+    """A server in the map."""
+
+    id: str
+    name: str
+    project_id: str
+    host: str | None
+    vm_state: str
+    power_state: int
+    locked: bool
+
+    @property
+    def ran(self) -> bool:
+        """Whether it ran when the map was taken."""
+        return self.vm_state == 'active' and self.power_state == RUNNING
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MapAttachment:
+    """A volume of a server in the map."""
+
+    server_id: str
+    volume_id: str
+    device: str | None
+    #: Nova's; None: nova has no record, or a legacy one.
+    attachment_id: str | None
+    #: The id of cinder's attached row; None: cinder has no record.
+    cinder_attachment_id: str | None
+    #: 'both', 'nova' or 'cinder'.
+    recorded_by: str
+    root: bool
+    tag: str | None
+    delete_on_termination: bool
+    multiattach: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CloudMap:
+    """The map of `drp attachments save`: step 1 of the procedure."""
+
+    taken_at: str
+    cloud: str
+    source: str
+    servers: tuple[MapServer, ...]
+    attachments: tuple[MapAttachment, ...]
+    #: Of the file's content; the identity of the map in the journal.
+    sha256: str = ''
+    #: True for the three-column file: ids and devices only.
+    bare: bool = False
+
+    def server(self, server_id: str) -> MapServer | None:
+        """Find a server by id."""
+        return next((s for s in self.servers if s.id == server_id), None)
+
+
+def device_order(device: str | None) -> tuple[int, str]:
+    """Sort key of device names: vdb .. vdz, vdaa, as libvirt hands them out.
+
+    >>> sorted(['/dev/vdaa', '/dev/vdc', '/dev/vdb'], key=device_order)
+    ['/dev/vdb', '/dev/vdc', '/dev/vdaa']
+    """
+    name = (device or '').removeprefix('/dev/')
+    return len(name), name
+
+
+_Item = ty.TypeVar('_Item')
+
+
+def group(
+    items: ty.Iterable[_Item], key: ty.Callable[[_Item], str]
+) -> dict[str, list[_Item]]:
+    """Group items by a key, in their order."""
+    groups: dict[str, list[_Item]] = collections.defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)
