@@ -246,3 +246,111 @@ def group(
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pair:
+    """All that bears on one server having one volume.
+
+    The rules (engine/rules.py) judge pairs and nothing else.
+    """
+
+    server_id: str
+    volume_id: str
+    server: Server | None
+    volume: Volume | None
+    #: Nova's live mappings of this pair: more than one is a person's case.
+    mappings: tuple[Mapping, ...]
+    #: Cinder's live rows of this pair.
+    rows: tuple[Row, ...]
+    #: Soft-deleted mappings of this pair that name one of its live rows.
+    dropped: tuple[Mapping, ...]
+    #: Soft-deleted rows of the volume, of any server.
+    old_rows: tuple[Row, ...]
+    #: Live mappings and rows of the volume for others.
+    other_mappings: tuple[Mapping, ...]
+    other_rows: tuple[Row, ...]
+    #: Unfinished actions of the server.
+    unfinished: tuple[Action, ...]
+    migrating: bool | None
+    building: bool
+    #: The server's nova-compute; None: not known.
+    compute_up: bool | None
+
+    @property
+    def mapping(self) -> Mapping | None:
+        """Nova's only live mapping."""
+        return self.mappings[0] if len(self.mappings) == 1 else None
+
+    @property
+    def named(self) -> Row | None:
+        """The live row that nova's mapping names."""
+        if self.mapping is None:
+            return None
+        wanted = self.mapping.attachment_id
+        return next((r for r in self.rows if r.id == wanted), None)
+
+
+def pairs(seen: Observation) -> tuple[Pair, ...]:
+    """Join both records: one pair per server and volume that either names.
+
+    Host attachments (rows without a server) belong to no pair, but they show
+    in the ``other_rows`` of their volume's pairs.
+    """
+    mappings = group(seen.mappings, lambda m: m.volume_id)
+    rows = group(seen.rows, lambda r: r.volume_id)
+    actions = group(seen.unfinished, lambda a: a.server_id)
+    up = {s.host: s.up for s in seen.services if s.binary == 'nova-compute'}
+    found = []
+    for volume_id in {**mappings, **rows}:
+        v_mappings = mappings.get(volume_id, [])
+        v_rows = rows.get(volume_id, [])
+        live = {r.id for r in v_rows if not r.deleted}
+        server_ids = dict.fromkeys(
+            [m.server_id for m in v_mappings if not m.deleted]
+            + [r.server_id for r in v_rows if r.server_id and not r.deleted]
+        )
+        for server_id in server_ids:
+            server = seen.servers.get(server_id)
+            ours = [m for m in v_mappings if m.server_id == server_id]
+            found.append(
+                Pair(
+                    server_id=server_id,
+                    volume_id=volume_id,
+                    server=server,
+                    volume=seen.volumes.get(volume_id),
+                    mappings=tuple(m for m in ours if not m.deleted),
+                    rows=tuple(
+                        r
+                        for r in v_rows
+                        if r.server_id == server_id and not r.deleted
+                    ),
+                    dropped=tuple(
+                        m
+                        for m in ours
+                        if m.deleted and m.attachment_id in live
+                    ),
+                    old_rows=tuple(r for r in v_rows if r.deleted),
+                    other_mappings=tuple(
+                        m
+                        for m in v_mappings
+                        if m.server_id != server_id and not m.deleted
+                    ),
+                    other_rows=tuple(
+                        r
+                        for r in v_rows
+                        if r.server_id != server_id and not r.deleted
+                    ),
+                    unfinished=tuple(actions.get(server_id, ())),
+                    migrating=(
+                        None
+                        if seen.migrating is None
+                        else server_id in seen.migrating
+                    ),
+                    building=server_id in seen.building,
+                    compute_up=(
+                        up.get(server.host) if server and server.host else None
+                    ),
+                )
+            )
+    return tuple(found)
