@@ -1,0 +1,226 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The journal: what a run meant to do and did, on disk before it counts.
+
+No replay log: a resumed run observes and plans again. Only the journal
+knows the rows as they were before we changed them, the newest action of a
+server before we restarted it, and that a run is not finished.
+
+A run is a directory below the run directory, ``<UTC time>-<command>-<hex>``,
+mode 0700, with one file of JSON lines. Every line is on the disk (fsync)
+before ``write`` returns. No secret is ever written.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import typing as ty
+
+from osc_drp import exceptions
+from osc_drp.i18n import _
+
+FILE = 'journal.jsonl'
+LOCK = 'lock'
+
+Entry: ty.TypeAlias = dict[str, ty.Any]
+
+
+def _now() -> str:
+    # the local clock: only for people who read the journal, never compared
+    # with times of the cloud
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec='milliseconds')
+
+
+class Run:
+    """One run's journal, open for appending."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._fd = os.open(
+            path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+        )
+        self._end_torn_line()
+
+    @property
+    def id(self) -> str:
+        """The name of the run's directory."""
+        return self.path.name
+
+    def _end_torn_line(self) -> None:
+        """Close a line that the power cut in the middle."""
+        content = (self.path / FILE).read_bytes()
+        if content and not content.endswith(b'\n'):
+            os.write(self._fd, b'\n')
+            os.fsync(self._fd)
+
+    def write(self, event: str, **fields: ty.Any) -> None:
+        """Append one entry and wait until the disk has it.
+
+        :raises DrpError: the disk is full or gone; nothing may be changed
+            that the journal does not hold
+        """
+        entry = {'at': _now(), 'event': event, **fields}
+        line = json.dumps(entry, sort_keys=True).encode() + b'\n'
+        try:
+            written = os.write(self._fd, line)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise exceptions.DrpError(
+                _('cannot write the journal %(path)s: %(error)s')
+                % {'path': self.path / FILE, 'error': error.strerror}
+            ) from error
+        if written != len(line):
+            raise exceptions.DrpError(
+                _('cannot write the journal %s: the disk is full')
+                % (self.path / FILE)
+            )
+
+    def close(self) -> None:
+        """Close the file; the run stays unfinished unless it said so."""
+        os.close(self._fd)
+
+    def entries(self) -> list[Entry]:
+        """Read all entries so far."""
+        return read(self.path)
+
+
+def read(path: pathlib.Path) -> list[Entry]:
+    """Read a run's entries; a line that was cut short is left out."""
+    entries = []
+    try:
+        lines = (path / FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+class RunDirectory:
+    """The directory of all runs on one cloud, held by one run at a time."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def lock(self, owner: str) -> None:
+        """Take the lock, or say who has it.
+
+        A killed process loses it by itself (flock). The lock is local: on
+        another machine the guards of every single change have to suffice.
+
+        :raises Refused: another run is under way
+        :raises DrpError: the directory cannot be made or written
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise exceptions.DrpError(
+                _('cannot use the run directory %(path)s: %(error)s')
+                % {'path': self.path, 'error': error.strerror}
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 500).decode(errors='replace').strip()
+            os.close(fd)
+            raise exceptions.Refused(
+                _('another run is under way on this cloud: %s')
+                % (holder or _('unknown owner'))
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f'{owner}, pid {os.getpid()}, since {_now()}\n'.encode())
+        self._lock = fd
+
+    def unlock(self) -> None:
+        """Let the next run in."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def runs(self) -> list[pathlib.Path]:
+        """List the runs, oldest first."""
+        if not self.path.is_dir():
+            return []
+        return sorted(p.parent for p in self.path.glob(f'*/{FILE}'))
+
+    def begin(self, command: str, subject: dict[str, ty.Any]) -> Run:
+        """Open a new run's journal.
+
+        :param subject: what it is about (the map, the selection), by which
+            the same command finds its unfinished run again
+        """
+        stamp = datetime.datetime.now(datetime.timezone.utc)
+        name = '{:%Y%m%dT%H%M%SZ}-{}-{}'.format(
+            stamp, command.replace(' ', '-'), secrets.token_hex(2)
+        )
+        path = self.path / name
+        path.mkdir(mode=0o700)
+        run = Run(path)
+        self._sync()
+        run.write('begin', command=command, subject=subject)
+        return run
+
+    def _sync(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def unfinished(
+        self, command: str, subject: dict[str, ty.Any]
+    ) -> pathlib.Path | None:
+        """Find the newest run of the same command on the same subject.
+
+        Only if it did not end: a newer finished one hides older ones.
+        """
+        for path in reversed(self.runs()):
+            entries = read(path)
+            if not entries or entries[0].get('command') != command:
+                continue
+            if entries[0].get('subject') != subject:
+                continue
+            ended = any(e['event'] == 'end' for e in entries)
+            return None if ended else path
+        return None
+
+    def resets(self) -> dict[tuple[str, str], str]:
+        """Tell which attachments our own resets took off, and when.
+
+        What we took off was attached at that moment (the cloud's clock), so
+        only a detach after it can be a user's wish (DESIGN 10). A reset that
+        was declined does not count; one that was killed does.
+        """
+        found: dict[tuple[str, str], str] = {}
+        for path in self.runs():
+            for entry in read(path):
+                key = (entry.get('server', ''), entry.get('volume', ''))
+                if entry.get('action') != 'reset':
+                    continue
+                if entry['event'] == 'old':
+                    found[key] = entry['cloud_time']
+                elif entry['event'] == 'outcome' and entry['status'] != 'done':
+                    found.pop(key, None)
+        return found
