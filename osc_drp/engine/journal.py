@@ -41,7 +41,7 @@ Entry: ty.TypeAlias = dict[str, ty.Any]
 def _now() -> str:
     # the local clock: only for people who read the journal, never compared
     # with times of the cloud
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     return now.isoformat(timespec='milliseconds')
 
 
@@ -171,7 +171,7 @@ class RunDirectory:
         :param subject: what it is about (the map, the selection), by which
             the same command finds its unfinished run again
         """
-        stamp = datetime.datetime.now(datetime.timezone.utc)
+        stamp = datetime.datetime.now(datetime.UTC)
         name = '{:%Y%m%dT%H%M%SZ}-{}-{}'.format(
             stamp, command.replace(' ', '-'), secrets.token_hex(2)
         )

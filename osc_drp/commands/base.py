@@ -1,0 +1,197 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What all `drp` commands share: options, errors, the question, exit codes.
+
+This module is imported on every ``openstack`` call, whatever the command:
+standard library, cliff and our own exceptions only.
+"""
+
+import argparse
+import collections.abc
+import os
+import pathlib
+import typing as ty
+
+from openstackclient import command
+
+from osc_drp import exceptions
+from osc_drp.i18n import _
+
+EXIT_CODES = _(
+    'Exit codes: 0 done; 1 failed (a file, a database, an API); 2 wrong '
+    'usage; 3 finished, but some objects failed or need a person; 4 '
+    'refused by a safety check, nothing changed; 130 interrupted.'
+)
+
+Rows: ty.TypeAlias = collections.abc.Iterable[tuple[ty.Any, ...]]
+Table: ty.TypeAlias = tuple[tuple[str, ...], Rows]
+
+
+class _Base(command.Command):
+    """Turns our errors into one sentence and their exit code."""
+
+    # Keystone may be down after a power loss: whoever needs an API asks for
+    # it (cloud.session.connect), nobody needs it to be able to start.
+    auth_required = False
+
+    #: What a command that prints its table nevertheless ends with.
+    exit_code = exceptions.DONE
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.epilog = EXIT_CODES
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        try:
+            code = super().run(parsed_args)
+        except exceptions.DrpError as error:
+            self.log.debug('the error in full', exc_info=True)
+            self.log.error('%s', error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            self.log.error(
+                _('interrupted; the same command goes on where this ended')
+            )
+            return exceptions.INTERRUPTED
+        return code or self.exit_code
+
+
+class DrpCommand(_Base):
+    """A command without a table."""
+
+
+class DrpLister(_Base, command.Lister):
+    """A command that prints one table, and still has an exit code."""
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that pick a part of the map; none: all of it."""
+    group = parser.add_argument_group(_('selection'))
+    for name, metavar, text in (
+        ('server', '<server>', _('Only this server (name or ID)')),
+        ('project', '<project>', _('Only servers of this project (ID)')),
+        ('host', '<host>', _('Only servers on this compute host')),
+        ('volume', '<volume>', _('Only this volume (name or ID)')),
+    ):
+        group.add_argument(
+            f'--{name}',
+            metavar=metavar,
+            action='append',
+            default=[],
+            help=text + _(' (repeat option to select several)'),
+        )
+
+
+def add_change(parser: argparse.ArgumentParser) -> None:
+    """Add the options of whatever changes something."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        '--dry-run',
+        action='store_true',
+        help=_('Show what would be done, and do nothing'),
+    )
+    group.add_argument(
+        '--auto-approve',
+        action='store_true',
+        help=_('Do not ask (needed where there is no terminal)'),
+    )
+    parser.add_argument(
+        '--run-dir',
+        metavar='<directory>',
+        help=_(
+            'Where the journals of all runs on this cloud lie '
+            '(default: $XDG_STATE_HOME/osc-drp/<cloud>)'
+        ),
+    )
+
+
+def add_lanes(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the limits on how much is done at once."""
+    parser.add_argument(
+        '--parallel',
+        metavar='<number>',
+        type=positive,
+        default=8,
+        help=_('How many %s at once (default: 8)') % what,
+    )
+    parser.add_argument(
+        '--per-host',
+        metavar='<number>',
+        type=positive,
+        default=4,
+        help=_('How many %s at once on one compute host (default: 4)') % what,
+    )
+
+
+def positive(text: str) -> int:
+    """Parse a number of at least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(_('must be at least 1'))
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parse a span of time that is not negative."""
+    number = float(text)
+    if not 0 <= number < float('inf'):
+        raise argparse.ArgumentTypeError(_('must be 0 or more seconds'))
+    return number
+
+
+def cloud_name(app: ty.Any) -> str:
+    """Name the cloud as clouds.yaml does ('envvars' without one)."""
+    return getattr(app.cloud, 'name', None) or 'envvars'
+
+
+def run_directory(
+    parsed_args: argparse.Namespace, app: ty.Any
+) -> pathlib.Path:
+    """Tell where the journals lie."""
+    if parsed_args.run_dir:
+        return pathlib.Path(parsed_args.run_dir)
+    state = os.environ.get('XDG_STATE_HOME') or '~/.local/state'
+    return pathlib.Path(state).expanduser() / 'osc-drp' / cloud_name(app)
+
+
+def confirm(sentence: str, phrase: str, approved: bool) -> None:
+    """Ask the operator to type the phrase with the numbers.
+
+    Asks on the terminal itself: standard input may be the map.
+
+    :param sentence: what is about to happen, with the numbers
+    :raises Refused: no terminal, or another answer
+    """
+    if approved:
+        return
+    try:
+        # two streams: a terminal cannot seek, so one for both is refused
+        with (
+            open('/dev/tty', 'w') as screen,
+            open('/dev/tty') as keyboard,
+        ):
+            screen.write(
+                _("%(what)s: type '%(phrase)s' to go on: ")
+                % {'what': sentence, 'phrase': phrase}
+            )
+            screen.flush()
+            answer = keyboard.readline().strip()
+    except OSError:
+        raise exceptions.Refused(
+            _('no terminal to ask on: use --auto-approve to %s') % phrase
+        ) from None
+    if answer != phrase:
+        raise exceptions.Refused(
+            _("the answer was not '%s': nothing was changed") % phrase
+        )

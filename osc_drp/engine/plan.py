@@ -1,0 +1,677 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""From facts to what should be done: pure, and tested from every state.
+
+Each planner takes the map and one observation and gives items in the order
+in which they may be carried out. An item that changes nothing says why.
+Nothing here reads the clock, a file or a cloud.
+"""
+
+import collections.abc
+import dataclasses
+import enum
+import typing as ty
+
+from osc_drp import exceptions
+from osc_drp.engine import facts
+from osc_drp.engine import rules
+from osc_drp.i18n import _
+
+
+class Do(enum.StrEnum):
+    """What to do about an item."""
+
+    #: As it should be already.
+    NOTHING = 'nothing'
+    #: Healthy, left alone by rule.
+    LEAVE = 'leave'
+    #: A person must look.
+    FLAG = 'flag'
+    RESET = 'reset'
+    #: Cinder's half of a reset of ours that was killed.
+    FINISH = 'finish'
+    ATTACH = 'attach'
+    #: Look again soon: something is under way.
+    WAIT = 'wait'
+    START = 'start'
+    STOP = 'stop'
+    #: It says that it runs; ask the hypervisor.
+    PROVE = 'prove'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One line of a plan: one attachment, or (no volume) one server."""
+
+    server_id: str
+    volume_id: str
+    do: Do
+    rule: str
+    reason: str
+    pair: facts.Pair | None = None
+    attachment: facts.MapAttachment | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """What --server, --project, --host and --volume named."""
+
+    servers: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+
+    def subject(self) -> dict[str, list[str]]:
+        """Describe it for the journal."""
+        return {
+            field.name: sorted(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+        }
+
+
+class Selected(ty.NamedTuple):
+    """The part of the map that is meant."""
+
+    server_ids: frozenset[str]
+    attachments: tuple[facts.MapAttachment, ...]
+
+
+def _find(
+    wanted: str, names: collections.abc.Mapping[str, str], what: str
+) -> str:
+    """Resolve a name or id to an id."""
+    if wanted in names:
+        return wanted
+    found = [key for key, name in names.items() if name == wanted]
+    if not found:
+        raise exceptions.DrpError(
+            _("no %(what)s '%(name)s' in the map")
+            % {'what': what, 'name': wanted}
+        )
+    if len(found) > 1:
+        raise exceptions.DrpError(
+            _("more than one %(what)s is named '%(name)s': use its id")
+            % {'what': what, 'name': wanted}
+        )
+    return found[0]
+
+
+def select(
+    cloud_map: facts.CloudMap,
+    selection: Selection,
+    seen: facts.Observation | None = None,
+) -> Selected:
+    """Pick what the options name; several kinds of options narrow it.
+
+    :raises DrpError: a name that the map does not have, or has twice
+    """
+    # by the map first: its names are those the operator knows
+    live = seen.servers.values() if seen else ()
+    servers: dict[str, facts.Server | facts.MapServer] = {
+        **{s.id: s for s in live},
+        **{s.id: s for s in cloud_map.servers},
+    }
+    in_map = {s.id for s in cloud_map.servers} | {
+        a.server_id for a in cloud_map.attachments
+    }
+    volumes = {a.volume_id: '' for a in cloud_map.attachments}
+    if seen:
+        volumes = {
+            v: seen.volumes[v].name if v in seen.volumes else ''
+            for v in volumes
+        }
+    wanted_servers = {
+        _find(
+            s, {i: n.name for i, n in servers.items() if i in in_map}, 'server'
+        )
+        for s in selection.servers
+    }
+    wanted_volumes = {_find(v, volumes, 'volume') for v in selection.volumes}
+
+    def meant(server_id: str) -> bool:
+        server = servers.get(server_id)
+        if wanted_servers and server_id not in wanted_servers:
+            return False
+        if selection.projects and (
+            server is None or server.project_id not in selection.projects
+        ):
+            return False
+        return not selection.hosts or (
+            server is not None and server.host in selection.hosts
+        )
+
+    attachments = tuple(
+        a
+        for a in cloud_map.attachments
+        if meant(a.server_id)
+        and (not wanted_volumes or a.volume_id in wanted_volumes)
+    )
+    server_ids = frozenset(s for s in in_map if meant(s))
+    if wanted_volumes:
+        server_ids &= {a.server_id for a in attachments}
+    return Selected(server_ids, attachments)
+
+
+# -- what all planners ask ---------------------------------------------------
+
+
+def _volume_service_up(
+    pair: facts.Pair, services: collections.abc.Iterable[facts.Service]
+) -> bool:
+    if pair.volume is None or pair.volume.host is None:
+        return False
+    host = pair.volume.host.split('#')[0]
+    return any(
+        s.up and s.binary == 'cinder-volume' and s.host == host
+        for s in services
+    )
+
+
+def stale(seen: facts.Observation, limit: float) -> str:
+    """Tell whether one database looks older than the other; '' if not.
+
+    :param limit: the share of all mappings that may disagree without a
+        trace (0.05); never less than 10 of them (DESIGN 4)
+    """
+    live = {r.id: r for r in seen.rows if not r.deleted and r.server_id}
+    known = {r.id for r in seen.rows}
+    mappings = [m for m in seen.mappings if not m.deleted]
+    nowhere = [
+        m
+        for m in mappings
+        if m.connected is not False
+        and m.attachment_id is not None
+        and m.attachment_id not in known
+    ]
+    named = {m.attachment_id for m in seen.mappings}
+    unnamed = [
+        r
+        for r in live.values()
+        if r.attach_status == 'attached' and r.id not in named
+    ]
+    count = len(nowhere) + len(unnamed)
+    if count <= max(10, int(limit * len(mappings))):
+        return ''
+    return _(
+        'one database looks older than the other: %(nowhere)d mappings of '
+        'nova name attachments that cinder never had, and %(unnamed)d '
+        'attachments of cinder are named by no mapping (limit %(limit)d of '
+        '%(all)d)'
+    ) % {
+        'nowhere': len(nowhere),
+        'unnamed': len(unnamed),
+        'limit': max(10, int(limit * len(mappings))),
+        'all': len(mappings),
+    }
+
+
+class PowerHistory(ty.NamedTuple):
+    """What nova's action log says of a server since the map was taken."""
+
+    #: The newest stop was asked for by a user (not by us, not by nova).
+    stopped_by_user: bool = False
+    #: The newest power action is a stop that nova made by itself.
+    stopped_by_nova: bool = False
+
+
+#: The actions that tell whether somebody wanted the server on or off
+#: (nova 34.0.0 compute/instance_actions.py).
+POWER_ACTIONS = frozenset(
+    {'stop', 'start', 'reboot', 'shelve', 'unshelve', 'create', 'rebuild'}
+)
+
+
+def power_history(
+    actions: collections.abc.Iterable[facts.Action],
+    since: str,
+    ours: collections.abc.Container[str] = (),
+) -> PowerHistory:
+    """Read the action log of one server.
+
+    :param since: UTC; older actions say nothing
+    :param ours: request ids of stops that this tool asked for
+    """
+    newest = max(
+        (
+            a
+            for a in actions
+            if a.action in POWER_ACTIONS and a.start_time > since
+        ),
+        key=lambda a: a.start_time,
+        default=None,
+    )
+    if newest is None or newest.action != 'stop':
+        return PowerHistory()
+    if newest.user_id is None:
+        return PowerHistory(stopped_by_nova=True)
+    return PowerHistory(stopped_by_user=newest.request_id not in ours)
+
+
+def why_not_restart(
+    wanted: facts.MapServer | None,
+    server: facts.Server | None,
+    history: PowerHistory,
+    lost: bool = False,
+) -> tuple[Do, str] | None:
+    """Say why `servers restart` would leave this server alone; None: it acts.
+
+    :param lost: it counts as running although the map says otherwise
+        (an automatic stop after --lost-at)
+    """
+    if wanted is None and not lost:
+        return Do.LEAVE, _('the map does not have this server')
+    if server is None:
+        return Do.LEAVE, _('the server was deleted since')
+    if wanted is not None and not wanted.ran and not lost:
+        return Do.LEAVE, _('it did not run when the map was taken')
+    if history.stopped_by_user:
+        return Do.LEAVE, _('a user stopped it since')
+    if server.vm_state in rules.SHELVED:
+        return Do.LEAVE, _('it was shelved since')
+    if server.vm_state not in ('active', *rules.OFF_STATES):
+        return Do.FLAG, _('the server is %s') % server.vm_state
+    return None
+
+
+# -- db reset ----------------------------------------------------------------
+
+
+def _compute_state(
+    pair: facts.Pair, dead_hosts: collections.abc.Container[str]
+) -> facts.Pair:
+    """A host that the operator declares dead counts as looked at."""
+    server = pair.server
+    if server is None or server.host not in dead_hosts:
+        return pair
+    return dataclasses.replace(pair, compute_up=True)
+
+
+def _reset_server(
+    cloud_map: facts.CloudMap,
+    seen: facts.Observation,
+    server_id: str,
+    pairs: list[facts.Pair],
+    history: PowerHistory,
+) -> tuple[Do, str, str] | None:
+    """Say why no disk of this server may be reset; None: they may be."""
+    server = seen.servers.get(server_id)
+    why = why_not_restart(cloud_map.server(server_id), server, history)
+    if why:
+        return why[0], '', why[1]
+    assert server is not None
+    if server.ran:
+        return Do.FLAG, 'G9', _('the server runs, or nova has not looked yet')
+    if server.task_state is not None:
+        return Do.FLAG, 'G6', _('the server is busy (%s)') % server.task_state
+    for pair in pairs:
+        if not rules.settled(pair):
+            if pair.compute_up is not True:
+                reason = _("nova-compute on '%s' is not up") % server.host
+            else:
+                reason = _('the server is not off (%(vm)s, power %(power)d)')
+                reason %= {
+                    'vm': server.vm_state,
+                    'power': server.power_state,
+                }
+            return Do.FLAG, 'G6', reason
+        if not _volume_service_up(pair, seen.services):
+            reason = _(
+                "cinder-volume '%(host)s' of volume %(volume)s is not up"
+            ) % {
+                'host': pair.volume.host if pair.volume else None,
+                'volume': pair.volume_id,
+            }
+            return Do.FLAG, '', reason
+        verdict = rules.judge(pair)
+        if verdict.rule != 'R1' and not rules.own_half(pair):
+            reason = _('volume %(volume)s of the server: %(reason)s') % {
+                'volume': pair.volume_id,
+                'reason': verdict.reason,
+            }
+            return Do.FLAG, verdict.rule, reason
+    return None
+
+
+def plan_reset(
+    cloud_map: facts.CloudMap,
+    seen: facts.Observation,
+    selected: Selected,
+    histories: collections.abc.Mapping[str, PowerHistory],
+    dead_hosts: collections.abc.Container[str] = (),
+) -> tuple[Item, ...]:
+    """Plan step 2 of the procedure, for both records or none (DESIGN 4).
+
+    Only what agrees (R1) and our own unfinished halves; never a root; a
+    multiattach volume only if all of its pairs can be, in this run. Ordered
+    by volume, as the locks are.
+    """
+    pairs = [_compute_state(p, dead_hosts) for p in facts.pairs(seen)]
+    by_key = {(p.server_id, p.volume_id): p for p in pairs}
+    by_server = facts.group(pairs, lambda p: p.server_id)
+    by_volume = facts.group(pairs, lambda p: p.volume_id)
+    why_not = {
+        server_id: _reset_server(
+            cloud_map,
+            seen,
+            server_id,
+            by_server.get(server_id, []),
+            histories.get(server_id, PowerHistory()),
+        )
+        for server_id in selected.server_ids
+    }
+    items = {}
+    for wanted in selected.attachments:
+        key = (wanted.server_id, wanted.volume_id)
+        items[key] = _reset_item(
+            wanted, by_key.get(key), why_not[wanted.server_id]
+        )
+    for volume_id, users in by_volume.items():
+        _all_or_none(volume_id, users, items)
+    return tuple(
+        sorted(items.values(), key=lambda i: (i.volume_id, i.server_id))
+    )
+
+
+def _reset_item(
+    wanted: facts.MapAttachment,
+    pair: facts.Pair | None,
+    why_not: tuple[Do, str, str] | None,
+) -> Item:
+    def item(do: Do, rule: str, reason: str) -> Item:
+        return Item(
+            wanted.server_id, wanted.volume_id, do, rule, reason, pair, wanted
+        )
+
+    if pair is None:
+        return item(Do.NOTHING, '', _('neither record has it any more'))
+    if wanted.root or any(m.root for m in pair.mappings):
+        return item(Do.LEAVE, '', _('a root disk is never reset'))
+    if why_not:
+        return item(*why_not)
+    if rules.own_half(pair):
+        return item(
+            Do.FINISH, 'R4', _('an interrupted reset: nova forgot already')
+        )
+    verdict = rules.judge(pair)
+    if verdict.rule == 'R1':
+        return item(Do.RESET, 'R1', verdict.reason)
+    return item(Do.FLAG, verdict.rule, verdict.reason)
+
+
+def _all_or_none(
+    volume_id: str,
+    users: list[facts.Pair],
+    items: dict[tuple[str, str], Item],
+) -> None:
+    """A volume with a user outside this reset is not touched at all."""
+    acting = (Do.RESET, Do.FINISH)
+    outside = [
+        p.server_id
+        for p in users
+        if (item := items.get((p.server_id, volume_id))) is None
+        or item.do not in acting
+    ]
+    if not outside:
+        return
+    for pair in users:
+        key = (pair.server_id, volume_id)
+        if key in items and items[key].do in acting:
+            items[key] = dataclasses.replace(
+                items[key],
+                do=Do.FLAG,
+                rule='G10',
+                reason=_('server %s has the volume too, and is not reset')
+                % ', '.join(outside),
+            )
+
+
+# -- servers restart ---------------------------------------------------------
+
+
+def _disks_proven(
+    server: facts.Server,
+    pairs: list[facts.Pair],
+    in_map: collections.abc.Container[tuple[str, str]],
+) -> tuple[str, str] | None:
+    """Say which disk of the server is not proven to be its own; None: all.
+
+    `start` asks cinder nothing (nova 34.0.0 compute/manager.py
+    start_instance), so it is asked here, before.
+    """
+    listed = {p.volume_id for p in pairs if p.mappings}
+    hidden = (server.volumes_attached or frozenset()) - listed
+    if hidden:
+        return 'G11', _(
+            'volume %s was attached before Queens, or never finished'
+        ) % ', '.join(sorted(hidden))
+    for pair in pairs:
+        if not pair.mappings:
+            if (pair.server_id, pair.volume_id) in in_map:
+                return 'R4', _(
+                    'cinder still has volume %s for it, nova does not: '
+                    'finish the reset first'
+                ) % pair.volume_id
+            continue
+        verdict = rules.judge(pair)
+        if verdict.rule not in ('R1', 'R6'):
+            return verdict.rule, _('volume %(volume)s: %(reason)s') % {
+                'volume': pair.volume_id,
+                'reason': verdict.reason,
+            }
+    return None
+
+
+class Look(ty.NamedTuple):
+    """What is known of a server besides its records."""
+
+    #: nova-compute is up, and the readings were equal for long enough.
+    settled: bool
+    #: The hypervisor's word (diagnostics); None: not asked or no answer.
+    runs: bool | None = None
+    asked: bool = False
+    #: Restarted in this invocation already.
+    started: bool = False
+
+
+def decide_restart(
+    wanted: facts.MapServer | None,
+    server: facts.Server | None,
+    pairs: list[facts.Pair],
+    history: PowerHistory,
+    look: Look,
+    in_map: collections.abc.Container[tuple[str, str]] = (),
+    lost: bool = False,
+) -> Item:
+    """Give the next step of one server (the table of DESIGN 6)."""
+    server_id = server.id if server else wanted.id if wanted else ''
+
+    def item(do: Do, reason: str, rule: str = '') -> Item:
+        return Item(server_id, '', do, rule, reason)
+
+    why = why_not_restart(wanted, server, history, lost)
+    if why:
+        return item(*why)
+    assert server is not None
+    if server.task_state is not None:
+        return item(Do.WAIT, _('busy (%s)') % server.task_state)
+    if server.vm_state == 'active':
+        return _decide_active(server, look, item)
+    broken = _disks_proven(server, pairs, in_map)
+    if broken:
+        return item(Do.FLAG, broken[1], broken[0])
+    if look.started:
+        return item(Do.FLAG, _('it went off again after its start'))
+    if server.vm_state == 'error':
+        return item(Do.STOP, _('in error: stop, then start'))
+    return item(Do.START, _('off since the loss'))
+
+
+def _decide_active(
+    server: facts.Server,
+    look: Look,
+    item: collections.abc.Callable[..., Item],
+) -> Item:
+    if not look.settled:
+        return item(Do.WAIT, _('nova may not have looked yet'))
+    if server.power_state != facts.RUNNING:
+        return item(Do.STOP, _('its guest is off: stop, then start'))
+    if not look.asked:
+        return item(Do.PROVE, _('says that it runs'))
+    if look.runs:
+        return item(Do.NOTHING, _('runs'))
+    if look.runs is None:
+        return item(
+            Do.FLAG, _('not proven: nova says running, diagnostics do not')
+        )
+    return item(Do.STOP, _('its guest is gone: stop, then start'))
+
+
+# -- attachments restore -----------------------------------------------------
+
+
+def plan_restore(
+    cloud_map: facts.CloudMap,
+    seen: facts.Observation,
+    selected: Selected,
+    actions: collections.abc.Mapping[
+        str, collections.abc.Sequence[facts.Action]
+    ],
+    resets: collections.abc.Mapping[tuple[str, str], str],
+) -> tuple[Item, ...]:
+    """Plan step 4: attach what the map has and both sides lack.
+
+    In device order within each server, as libvirt hands the names out.
+
+    :param actions: nova's action log of each server that lacks a volume
+    :param resets: when a reset of ours took an attachment off (the cloud's
+        clock)
+    """
+    by_key = {(p.server_id, p.volume_id): p for p in facts.pairs(seen)}
+    names = {
+        server_id: server.name for server_id, server in seen.servers.items()
+    }
+    missing = facts.group(
+        (
+            a
+            for a in cloud_map.attachments
+            if (a.server_id, a.volume_id) not in by_key and not a.root
+        ),
+        lambda a: a.server_id,
+    )
+    items = []
+    for wanted in sorted(
+        selected.attachments,
+        key=lambda a: (
+            names.get(a.server_id, ''),
+            a.server_id,
+            facts.device_order(a.device),
+        ),
+    ):
+        key = (wanted.server_id, wanted.volume_id)
+        do, rule, reason = _restore_one(
+            wanted, by_key.get(key), cloud_map, seen
+        )
+        if do is Do.ATTACH:
+            why = _detached(
+                wanted,
+                cloud_map,
+                missing[wanted.server_id],
+                actions.get(wanted.server_id, ()),
+                resets,
+            )
+            if why:
+                do, reason = why
+        items.append(Item(*key, do, rule, reason, by_key.get(key), wanted))
+    return tuple(items)
+
+
+def _restore_one(
+    wanted: facts.MapAttachment,
+    pair: facts.Pair | None,
+    cloud_map: facts.CloudMap,
+    seen: facts.Observation,
+) -> tuple[Do, str, str]:
+    if pair is not None:
+        return _restore_present(pair)
+    server = seen.servers.get(wanted.server_id)
+    volume = seen.volumes.get(wanted.volume_id)
+    if server is None:
+        return Do.LEAVE, '', _('the server was deleted since')
+    if wanted.root:
+        return Do.FLAG, 'R8', _('a root disk that neither record has')
+    if volume is None:
+        return Do.FLAG, '', _('the volume is gone')
+    if volume.project_id != server.project_id:
+        return Do.FLAG, '', _('the volume belongs to another project now')
+    free = volume.status == 'available' or (
+        volume.multiattach and volume.status == 'in-use'
+    )
+    if not free:
+        return Do.FLAG, '', _('the volume is %s') % volume.status
+    if server.task_state is not None:
+        return Do.FLAG, 'G6', _('the server is busy (%s)') % server.task_state
+    if server.vm_state == 'stopped':
+        return Do.FLAG, '', _('the server is off: start it first')
+    if server.vm_state != 'active':
+        return Do.FLAG, '', _('the server is %s') % server.vm_state
+    return Do.ATTACH, '', _('neither record has it')
+
+
+def _restore_present(pair: facts.Pair) -> tuple[Do, str, str]:
+    verdict = rules.judge(pair)
+    if verdict.rule == 'R1':
+        return Do.NOTHING, 'R1', _('attached')
+    if verdict.action is rules.Action.LEAVE:
+        return Do.LEAVE, verdict.rule, verdict.reason
+    in_flight = pair.rows and all(
+        r.attach_status in rules.IN_FLIGHT for r in pair.rows
+    )
+    if in_flight:
+        return Do.WAIT, '', _('an attach is under way')
+    return Do.FLAG, verdict.rule, verdict.reason
+
+
+def _detached(
+    wanted: facts.MapAttachment,
+    cloud_map: facts.CloudMap,
+    missing: collections.abc.Sequence[facts.MapAttachment],
+    actions: collections.abc.Sequence[facts.Action],
+    resets: collections.abc.Mapping[tuple[str, str], str],
+) -> tuple[Do, str] | None:
+    """Say whether a user detached it since; nova's log names no volume.
+
+    The three-column file has no date: what it lists is the operator's word.
+    """
+    if cloud_map.bare:
+        return None
+
+    def wished_off(one: facts.MapAttachment) -> int:
+        since = max(
+            cloud_map.taken_at,
+            resets.get((one.server_id, one.volume_id), ''),
+        )
+        return sum(
+            a.action == 'detach_volume' and a.start_time > since
+            for a in actions
+        )
+
+    count = wished_off(wanted)
+    if not count:
+        return None
+    suspects = sum(1 for one in missing if wished_off(one))
+    if count >= suspects:
+        return Do.LEAVE, _('a user detached it since')
+    return Do.FLAG, _(
+        'perhaps detached by a user since: %(count)d of %(suspects)d missing '
+        'volumes of this server were'
+    ) % {'count': count, 'suspects': suspects}
