@@ -65,8 +65,19 @@ class Conflict(ApiError):
     """The API refuses the request in the object's state (400, 409)."""
 
 
+class Unanswered(ApiError):
+    """A request that changes something got no answer: it may be done.
+
+    Read again what became of it; never send it a second time.
+    """
+
+
 class Incomplete(DrpError):
     """A listing is shorter than it should be; a short map is never saved."""
+
+
+class Changed(DrpError):
+    """What a plan rested on is no longer so; nothing was written."""
 
 
 class Usage(DrpError):

@@ -296,6 +296,19 @@ def _compute_state(
     return dataclasses.replace(pair, compute_up=True)
 
 
+def pair_of(
+    seen: facts.Observation,
+    server_id: str,
+    volume_id: str,
+    dead_hosts: collections.abc.Container[str] = (),
+) -> facts.Pair | None:
+    """Find one pair in an observation; None: neither record has it."""
+    for pair in facts.pairs(seen):
+        if (pair.server_id, pair.volume_id) == (server_id, volume_id):
+            return _compute_state(pair, dead_hosts)
+    return None
+
+
 def _reset_server(
     cloud_map: facts.CloudMap,
     seen: facts.Observation,

@@ -1,0 +1,109 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What the engine needs from the world; cloud/ and db/ give it.
+
+Every method raises exceptions.DrpError's kinds and nothing else.
+"""
+
+import collections.abc
+import time
+import typing as ty
+
+from osc_drp.engine import facts
+
+
+class Cloud(ty.Protocol):
+    """Nova and cinder through their APIs (cloud/client.py)."""
+
+    @property
+    def now(self) -> str:
+        """The cloud's clock: the Date of the last answer, UTC."""
+
+    def observe(self) -> facts.Observation:
+        """Read everything, in bulk, services included."""
+
+    def services(self) -> tuple[facts.Service, ...]:
+        """Read which services are up."""
+
+    def server(self, server_id: str) -> facts.Server:
+        """Read one server; NotFound."""
+
+    def servers(self) -> dict[str, facts.Server]:
+        """Read all servers, in bulk."""
+
+    def fault(self, server_id: str) -> str:
+        """Say why a server is in error; '' if nova does not say."""
+
+    def mappings_of(self, server_id: str) -> tuple[facts.Mapping, ...]:
+        """Read nova's record of one server."""
+
+    def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
+        """Read cinder's record of one server."""
+
+    def volume(self, volume_id: str) -> facts.Volume:
+        """Read one volume; NotFound."""
+
+    def actions(self, server_id: str) -> tuple[facts.Action, ...]:
+        """Read nova's action log of one server, newest first."""
+
+    def diagnostics_running(self, server_id: str) -> bool | None:
+        """Ask the hypervisor whether the guest runs; None: no answer."""
+
+    def start(self, server_id: str) -> None:
+        """Start a server (202)."""
+
+    def stop(self, server_id: str) -> None:
+        """Stop a server (202)."""
+
+    def attach(self, wanted: facts.MapAttachment) -> str | None:
+        """Attach a volume; gives the device name that nova answered."""
+
+
+class Databases(ty.Protocol):
+    """Cinder's and nova's databases (db/client.py)."""
+
+    def observe(self) -> facts.Observation:
+        """Read everything, in bulk."""
+
+    def actions_since(
+        self, server_ids: collections.abc.Collection[str], since: str
+    ) -> list[facts.Action]:
+        """Read the action logs of these servers."""
+
+    def reset(
+        self,
+        pair: facts.Pair,
+        confirm: collections.abc.Callable[[facts.Observation], None],
+        record: collections.abc.Callable[..., None],
+    ) -> None:
+        """Take one attachment off both records (db/write.py)."""
+
+
+class Clock(ty.Protocol):
+    """Time that a test can make pass."""
+
+    def monotonic(self) -> float:
+        """Seconds, never going back."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class RealClock:
+    """The machine's clock."""
+
+    monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+
+
+Say: ty.TypeAlias = collections.abc.Callable[[str], None]

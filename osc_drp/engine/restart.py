@@ -1,0 +1,482 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Step 3 of the procedure: start each server that the loss stopped, once."""
+
+import collections.abc
+import dataclasses
+import functools
+
+from osc_drp import exceptions
+from osc_drp.engine import apply
+from osc_drp.engine import facts
+from osc_drp.engine import journal
+from osc_drp.engine import plan
+from osc_drp.engine import ports
+from osc_drp.i18n import _
+
+#: Seconds between two looks at something that is under way.
+POLL = 2.0
+#: Seconds that nova may take to start or stop one server.
+POWER_LIMIT = 600.0
+#: Seconds after which what was read in bulk is read again before a start.
+FRESH = 60.0
+
+Reading = tuple[str, str | None, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of `drp servers restart`."""
+
+    wait: float = 300.0
+    settle: float = 120.0
+    lost_at: str | None = None
+    skip_not_ready: bool = False
+    limits: apply.Limits = dataclasses.field(default_factory=apply.Limits)
+
+
+class Restart:
+    """Plans and carries out `drp servers restart`."""
+
+    def __init__(
+        self,
+        cloud: ports.Cloud,
+        cloud_map: facts.CloudMap,
+        selection: plan.Selection,
+        settings: Settings,
+        say: ports.Say,
+        *,
+        our_stops: collections.abc.Container[str] = (),
+        clock: ports.Clock | None = None,
+    ) -> None:
+        """Prepare a restart.
+
+        :param our_stops: request ids of the stops that runs of ours sent
+        """
+        self._cloud = cloud
+        self._map = cloud_map
+        self._selection = selection
+        self._settings = settings
+        self._say = say
+        self._our_stops = our_stops
+        self._clock = clock or ports.RealClock()
+        self._started: set[str] = set()
+        self._runs: dict[str, bool | None] = {}
+        self._histories: dict[str, plan.PowerHistory] = {}
+        self._first_up: dict[str, float] = {}
+        self._readings: dict[str, tuple[Reading, float]] = {}
+        self._not_ready: dict[str, str] = {}
+        self._in_map = {
+            (a.server_id, a.volume_id) for a in cloud_map.attachments
+        }
+
+    # -- looking ---------------------------------------------------------
+
+    def propose(self) -> tuple[plan.Item, ...]:
+        """Observe once and plan; changes nothing, waits for nothing."""
+        return self._decide(self._look())
+
+    def propose_ready(self) -> tuple[plan.Item, ...]:
+        """Wait until the hosts are ready and nova has looked; then plan.
+
+        :raises Refused: something that the selection needs is not up
+        """
+        seen = self._gate()
+        deadline = self._clock.monotonic() + max(
+            self._settings.wait, self._settings.settle + 2 * POLL
+        )
+        while True:
+            items = self._decide(seen)
+            waiting = [i for i in items if i.do is plan.Do.WAIT]
+            if not waiting:
+                break
+            if self._clock.monotonic() > deadline:
+                return tuple(_give_up(i) for i in items)
+            self._say(_waits_for(waiting))
+            self._clock.sleep(POLL * 2)
+            seen = self._look()
+        unproven = [i for i in items if i.do is plan.Do.PROVE]
+        for item in unproven:
+            self._runs[item.server_id] = self._cloud.diagnostics_running(
+                item.server_id
+            )
+        return self._decide(seen) if unproven else items
+
+    def _look(self) -> facts.Observation:
+        seen = self._cloud.observe()
+        now = self._clock.monotonic()
+        self._seen_at = now
+        self._seen = seen
+        self._selected = plan.select(self._map, self._selection, seen)
+        for service in seen.services:
+            if service.binary == 'nova-compute':
+                if not service.up:
+                    self._first_up.pop(service.host, None)
+                else:
+                    self._first_up.setdefault(service.host, now)
+        for server_id in self._selected.server_ids:
+            self._note_reading(server_id, seen.servers.get(server_id), now)
+        return seen
+
+    def _note_reading(
+        self, server_id: str, server: facts.Server | None, now: float
+    ) -> None:
+        if server is None:
+            return
+        reading = (server.vm_state, server.task_state, server.power_state)
+        last = self._readings.get(server_id)
+        if last is None or last[0] != reading:
+            self._readings[server_id] = (reading, now)
+
+    def _settled(self, server: facts.Server, now: float) -> bool:
+        """Whether equal readings lie far enough apart (DESIGN 6)."""
+        up = self._first_up.get(server.host or '')
+        if up is None:
+            return False
+        since = max(up, self._readings[server.id][1])
+        return now - since >= self._settings.settle
+
+    def _decide(self, seen: facts.Observation) -> tuple[plan.Item, ...]:
+        pairs = facts.group(facts.pairs(seen), lambda p: p.server_id)
+        now = self._clock.monotonic()
+        items = []
+        for server_id in sorted(
+            self._selected.server_ids, key=lambda s: (self._name(s), s)
+        ):
+            server = seen.servers.get(server_id)
+            lost = self._lost(server_id)
+            look = plan.Look(
+                settled=server is not None and self._settled(server, now),
+                runs=self._runs.get(server_id),
+                asked=server_id in self._runs,
+                started=server_id in self._started,
+            )
+            item = plan.decide_restart(
+                self._map.server(server_id),
+                server,
+                pairs.get(server_id, []),
+                self._history(server_id, server),
+                look,
+                self._in_map,
+                lost,
+            )
+            reason = self._not_ready.get(server_id)
+            if reason and item.do not in (plan.Do.LEAVE, plan.Do.NOTHING):
+                item = dataclasses.replace(
+                    item, do=plan.Do.FLAG, reason=reason
+                )
+            items.append(item)
+        return tuple(items)
+
+    def _name(self, server_id: str) -> str:
+        server = self._seen.servers.get(server_id)
+        return server.name if server else ''
+
+    def _wanted(self, server_id: str) -> bool:
+        wanted = self._map.server(server_id)
+        return (wanted is not None and wanted.ran) or bool(
+            self._settings.lost_at
+        )
+
+    def _history(
+        self, server_id: str, server: facts.Server | None
+    ) -> plan.PowerHistory:
+        """Read the action log once per server that is off."""
+        if server is None or server.vm_state == 'active':
+            return plan.PowerHistory()
+        if not self._wanted(server_id):
+            return plan.PowerHistory()
+        if server_id not in self._histories:
+            since = self._map.taken_at
+            if self._settings.lost_at and not self._ran(server_id):
+                since = self._settings.lost_at
+            self._histories[server_id] = plan.power_history(
+                self._cloud.actions(server_id), since, self._our_stops
+            )
+        return self._histories[server_id]
+
+    def _ran(self, server_id: str) -> bool:
+        wanted = self._map.server(server_id)
+        return wanted is not None and wanted.ran
+
+    def _lost(self, server_id: str) -> bool:
+        """Whether an automatic stop after --lost-at tells that it ran."""
+        if not self._settings.lost_at or self._ran(server_id):
+            return False
+        server = self._seen.servers.get(server_id)
+        return self._history(server_id, server).stopped_by_nova
+
+    # -- the readiness gate ----------------------------------------------
+
+    def _gate(self) -> facts.Observation:
+        """Wait until all that the selection needs is up (DESIGN 6).
+
+        :raises Refused: it is not, after the time of --wait
+        """
+        deadline = self._clock.monotonic() + self._settings.wait
+        while True:
+            seen = self._look()
+            missing = self._missing(seen)
+            if not missing:
+                return seen
+            if self._clock.monotonic() >= deadline:
+                break
+            self._say(_('waiting for %s') % ', '.join(sorted(missing)))
+            self._clock.sleep(POLL * 2)
+        if not self._settings.skip_not_ready:
+            raise exceptions.Refused(
+                _(
+                    'not ready after %(wait)d s: %(what)s (start them, or go '
+                    'on without their servers with --skip-not-ready)'
+                )
+                % {
+                    'wait': self._settings.wait,
+                    'what': ', '.join(sorted(missing)),
+                }
+            )
+        for what, server_ids in missing.items():
+            for server_id in server_ids:
+                self._not_ready[server_id] = _('%s is not up') % what
+        return seen
+
+    def _missing(self, seen: facts.Observation) -> dict[str, set[str]]:
+        """List which services are not up, and the servers that need them."""
+        up = {(s.binary, s.host): s.up for s in seen.services}
+        agents = facts.group(
+            (s for s in seen.services if s.binary.startswith('neutron:')),
+            lambda s: s.host,
+        )
+        pairs = facts.group(facts.pairs(seen), lambda p: p.server_id)
+        missing: dict[str, set[str]] = {}
+
+        def need(binary: str, host: str, server_id: str) -> None:
+            if not up.get((binary, host)):
+                missing.setdefault(f'{binary} on {host}', set()).add(server_id)
+
+        for server_id in self._selected.server_ids:
+            server = seen.servers.get(server_id)
+            if server is None or not self._wanted(server_id):
+                continue
+            if server.host:
+                need('nova-compute', server.host, server_id)
+                for agent in agents.get(server.host, ()):
+                    need(agent.binary, agent.host, server_id)
+            for pair in pairs.get(server_id, ()):
+                if pair.volume is not None and pair.volume.host:
+                    host = pair.volume.host.split('#')[0]
+                    need('cinder-volume', host, server_id)
+        return missing
+
+    # -- acting ----------------------------------------------------------
+
+    def carry_out(
+        self, items: tuple[plan.Item, ...], run: journal.Run
+    ) -> list[apply.Outcome]:
+        """Start what the plan says, in lanes, each verified."""
+        acting = [i for i in items if i.do in (plan.Do.START, plan.Do.STOP)]
+        lanes = []
+        for item in acting:
+            server = self._seen.servers[item.server_id]
+            untried = apply.Outcome(
+                item.server_id, '', apply.UNTRIED, _('not tried')
+            )
+            lanes.append(
+                apply.Lane(
+                    key=item.server_id,
+                    host=server.host,
+                    work=functools.partial(self._restart_one, item, run),
+                    untried=(untried,),
+                )
+            )
+        return apply.run(lanes, self._settings.limits, self._say)
+
+    def _restart_one(
+        self, item: plan.Item, run: journal.Run
+    ) -> list[apply.Outcome]:
+        try:
+            status, what = self._power(item, run)
+        except exceptions.DrpError as error:
+            status, what = apply.FAILED, str(error)
+        run.write(
+            'outcome',
+            action='restart',
+            server=item.server_id,
+            status=status,
+            what=what,
+        )
+        self._say(f'{self._name(item.server_id) or item.server_id}: {what}')
+        return [apply.Outcome(item.server_id, '', status, what)]
+
+    def _power(self, item: plan.Item, run: journal.Run) -> tuple[str, str]:
+        """Stop if the plan says so, then start; checked before each."""
+        step = self._again(item)
+        if step.do is plan.Do.STOP:
+            self._send('stop', step.server_id, run)
+            self._until_off(step.server_id)
+            step = self._again(item, stopped=True)
+        if step.do is plan.Do.NOTHING:
+            return apply.DONE, step.reason
+        if step.do is plan.Do.LEAVE:
+            return apply.LEFT, step.reason
+        if step.do is not plan.Do.START:
+            return apply.OPEN, step.reason
+        self._started.add(step.server_id)
+        self._send('start', step.server_id, run)
+        return self._until_on(step.server_id)
+
+    def _again(self, item: plan.Item, stopped: bool = False) -> plan.Item:
+        """Decide again on what is true now, right before acting."""
+        server = self._cloud.server(item.server_id)
+        pairs = self._pairs_now(item.server_id)
+        history = self._histories.get(item.server_id, plan.PowerHistory())
+        if stopped:
+            history = plan.PowerHistory()  # that stop was ours
+        if server.vm_state == 'active' and item.do is plan.Do.START:
+            return dataclasses.replace(
+                item, do=plan.Do.NOTHING, reason=_('somebody started it')
+            )
+        return plan.decide_restart(
+            self._map.server(item.server_id),
+            server,
+            pairs,
+            history,
+            plan.Look(
+                settled=True,
+                runs=self._runs.get(item.server_id),
+                asked=item.server_id in self._runs,
+                started=item.server_id in self._started,
+            ),
+            self._in_map,
+            self._lost(item.server_id),
+        )
+
+    def _pairs_now(self, server_id: str) -> list[facts.Pair]:
+        """Give the server's pairs; read again if they are not fresh."""
+        seen = self._seen
+        if self._clock.monotonic() - self._seen_at > FRESH:
+            seen = self._read_again(server_id)
+        return [p for p in facts.pairs(seen) if p.server_id == server_id]
+
+    def _read_again(self, server_id: str) -> facts.Observation:
+        mappings = self._cloud.mappings_of(server_id)
+        rows = self._cloud.rows_of(server_id)
+        volumes = {}
+        for volume_id in {*(m.volume_id for m in mappings)} | {
+            *(r.volume_id for r in rows)
+        }:
+            try:
+                volumes[volume_id] = self._cloud.volume(volume_id)
+            except exceptions.NotFound:
+                continue
+        return dataclasses.replace(
+            self._seen,
+            servers={server_id: self._cloud.server(server_id)},
+            volumes=volumes,
+            mappings=mappings,
+            rows=rows,
+        )
+
+    def _send(self, action: str, server_id: str, run: journal.Run) -> None:
+        """Send one request; whether nova took it is read, never guessed."""
+        log = self._cloud.actions(server_id)
+        newest = log[0].request_id if log else None
+        run.write('before', action=action, server=server_id, newest=newest)
+        send = self._cloud.start if action == 'start' else self._cloud.stop
+        try:
+            send(server_id)
+        except (exceptions.Conflict, exceptions.Unanswered) as error:
+            self._check_taken(action, server_id, newest, error)
+        run.write('sent', action=action, server=server_id)
+
+    def _check_taken(
+        self,
+        action: str,
+        server_id: str,
+        newest: str | None,
+        error: exceptions.DrpError,
+    ) -> None:
+        """Raise the error unless nova is at it, or done, all the same."""
+        server = self._cloud.server(server_id)
+        on_its_way = (
+            server.task_state == 'powering-on' or server.vm_state == 'active'
+            if action == 'start'
+            else server.task_state == 'powering-off'
+            or server.vm_state == 'stopped'
+        )
+        log = self._cloud.actions(server_id)
+        taken = bool(log) and log[0].request_id != newest
+        if not on_its_way and not taken:
+            raise error
+
+    def _until_off(self, server_id: str) -> None:
+        server = self._poll(
+            server_id, lambda s: s.vm_state == 'stopped', 'stop'
+        )
+        if server.vm_state != 'stopped':
+            raise exceptions.ApiError(
+                _('it did not stop: %s') % self._cloud.fault(server_id)
+            )
+
+    def _until_on(self, server_id: str) -> tuple[str, str]:
+        server = self._poll(
+            server_id, lambda s: s.vm_state == 'active', 'start'
+        )
+        if server.vm_state == 'active' and server.power_state == facts.RUNNING:
+            return apply.DONE, _('started')
+        return apply.FAILED, _('did not start (%(vm)s): %(fault)s') % {
+            'vm': server.vm_state,
+            'fault': self._cloud.fault(server_id) or _('nova gives no reason'),
+        }
+
+    def _poll(
+        self,
+        server_id: str,
+        reached: collections.abc.Callable[[facts.Server], bool],
+        what: str,
+    ) -> facts.Server:
+        """Wait until nova is done with a server, one way or the other.
+
+        :raises ApiError: it is not, after POWER_LIMIT seconds
+        """
+        deadline = self._clock.monotonic() + POWER_LIMIT
+        idle = 0
+        while self._clock.monotonic() < deadline:
+            server = self._cloud.server(server_id)
+            if server.task_state is None:
+                # a cast may not have arrived yet: idle twice is idle
+                idle += 1
+                if reached(server) or idle > 3:
+                    return server
+            else:
+                idle = 0
+            self._clock.sleep(POLL)
+        raise exceptions.ApiError(
+            _('nova did not %(what)s it within %(limit)d s')
+            % {'what': what, 'limit': POWER_LIMIT}
+        )
+
+
+def _give_up(item: plan.Item) -> plan.Item:
+    if item.do not in (plan.Do.WAIT, plan.Do.PROVE):
+        return item
+    return dataclasses.replace(
+        item, do=plan.Do.FLAG, reason=_('waited in vain: %s') % item.reason
+    )
+
+
+def _waits_for(items: list[plan.Item]) -> str:
+    reasons = facts.group(items, lambda i: i.reason)
+    return _('waiting for %d servers: %s') % (
+        len(items),
+        '; '.join(f'{len(g)} {reason}' for reason, g in reasons.items()),
+    )

@@ -1,0 +1,254 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Step 4 of the procedure: attach what the map has and both sides lack."""
+
+import collections.abc
+import dataclasses
+import functools
+
+from osc_drp import exceptions
+from osc_drp.engine import apply
+from osc_drp.engine import facts
+from osc_drp.engine import journal
+from osc_drp.engine import plan
+from osc_drp.engine import ports
+from osc_drp.i18n import _
+
+#: Seconds between two looks at a volume that is being attached: soon at
+#: first (the old script slept 2 s after each), then seldom.
+FIRST_POLL = 0.5
+POLL = 2.0
+
+
+class Restore:
+    """Plans and carries out `drp attachments restore`."""
+
+    def __init__(
+        self,
+        cloud: ports.Cloud,
+        cloud_map: facts.CloudMap,
+        selection: plan.Selection,
+        say: ports.Say,
+        *,
+        resets: collections.abc.Mapping[tuple[str, str], str],
+        limits: apply.Limits,
+        wait: float = 300.0,
+        clock: ports.Clock | None = None,
+    ) -> None:
+        """Prepare a restore.
+
+        :param resets: what resets of ours took off, and when
+        :param wait: seconds that one attach may take
+        """
+        self._cloud = cloud
+        self._map = cloud_map
+        self._selection = selection
+        self._say = say
+        self._resets = resets
+        self._limits = limits
+        self._wait = wait
+        self._clock = clock or ports.RealClock()
+
+    def propose(self) -> tuple[plan.Item, ...]:
+        """Observe once and plan; changes nothing."""
+        seen = self._cloud.observe()
+        self.seen = seen
+        selected = plan.select(self._map, self._selection, seen)
+        have = {(p.server_id, p.volume_id) for p in facts.pairs(seen)}
+        lacking = {
+            a.server_id
+            for a in selected.attachments
+            if (a.server_id, a.volume_id) not in have
+            and a.server_id in seen.servers
+        }
+        actions = {
+            server_id: self._cloud.actions(server_id)
+            for server_id in sorted(lacking)
+        }
+        return plan.plan_restore(
+            self._map, seen, selected, actions, self._resets
+        )
+
+    def carry_out(
+        self, items: tuple[plan.Item, ...], run: journal.Run
+    ) -> list[apply.Outcome]:
+        """Attach in device order within a server, servers side by side."""
+        acting = [i for i in items if i.do in (plan.Do.ATTACH, plan.Do.WAIT)]
+        lanes = []
+        for server_id, group in facts.group(
+            acting, lambda i: i.server_id
+        ).items():
+            server = self.seen.servers.get(server_id)
+            lanes.append(
+                apply.Lane(
+                    key=server_id,
+                    host=server.host if server else None,
+                    work=functools.partial(self._attach_all, group, run),
+                    untried=tuple(
+                        _outcome(i, apply.UNTRIED, _('not tried'))
+                        for i in group
+                    ),
+                )
+            )
+        return apply.run(lanes, self._limits, self._say)
+
+    def _attach_all(
+        self, items: list[plan.Item], run: journal.Run
+    ) -> list[apply.Outcome]:
+        """Attach one server's volumes; stop at the first that fails.
+
+        The next one would take the name of the one that failed.
+        """
+        outcomes: list[apply.Outcome] = []
+        for number, item in enumerate(items):
+            outcome = self._attach_one(item, run)
+            outcomes.append(outcome)
+            run.write(
+                'outcome',
+                action='attach',
+                server=item.server_id,
+                volume=item.volume_id,
+                status=outcome.status,
+                what=outcome.what,
+            )
+            if outcome.status != apply.DONE:
+                outcomes.extend(
+                    _outcome(
+                        i,
+                        apply.UNTRIED,
+                        _('not tried: it would take the name of %s')
+                        % item.volume_id,
+                    )
+                    for i in items[number + 1 :]
+                )
+                break
+        return self._verified(outcomes)
+
+    def _attach_one(self, item: plan.Item, run: journal.Run) -> apply.Outcome:
+        wanted = item.attachment
+        assert wanted is not None
+        device: str | None = None
+        try:
+            if item.do is plan.Do.ATTACH:
+                device = self._send(wanted, run)
+            self._until_attached(wanted)
+        except exceptions.DrpError as error:
+            return _outcome(item, apply.FAILED, str(error))
+        outcome = _outcome(item, apply.DONE, _('attached'))
+        self._say(
+            _('%(server)s: volume %(volume)s attached')
+            % {'server': item.server_id, 'volume': item.volume_id}
+        )
+        if device and wanted.device and device != wanted.device:
+            outcome = dataclasses.replace(
+                outcome,
+                warning=_('was %(old)s, is %(new)s')
+                % {'old': wanted.device, 'new': device},
+            )
+        return outcome
+
+    def _send(
+        self, wanted: facts.MapAttachment, run: journal.Run
+    ) -> str | None:
+        """Send one attach; a doubtful answer is settled by looking."""
+        run.write(
+            'intent',
+            action='attach',
+            server=wanted.server_id,
+            volume=wanted.volume_id,
+        )
+        try:
+            device = self._cloud.attach(wanted)
+        except (exceptions.Conflict, exceptions.Unanswered):
+            if not self._present(wanted):
+                raise
+            device = None
+        run.write(
+            'sent',
+            action='attach',
+            server=wanted.server_id,
+            volume=wanted.volume_id,
+            device=device,
+        )
+        return device
+
+    def _present(self, wanted: facts.MapAttachment) -> bool:
+        """Whether nova has the volume on its record, finished or not."""
+        return any(
+            r.volume_id == wanted.volume_id
+            for r in self._cloud.rows_of(wanted.server_id)
+        )
+
+    def _until_attached(self, wanted: facts.MapAttachment) -> None:
+        """Wait until cinder says in-use, and nova has let go of the attach.
+
+        :raises ApiError: it came back free, or took longer than --wait
+        """
+        deadline = self._clock.monotonic() + self._wait
+        pause = FIRST_POLL
+        while True:
+            rows = [
+                r
+                for r in self._cloud.rows_of(wanted.server_id)
+                if r.volume_id == wanted.volume_id
+            ]
+            if any(r.attach_status == 'attached' for r in rows):
+                return
+            if not rows:
+                raise exceptions.ApiError(
+                    _(
+                        'the attach failed on the compute host: see the '
+                        "server's events and the log of its nova-compute"
+                    )
+                )
+            if self._clock.monotonic() >= deadline:
+                raise exceptions.ApiError(
+                    _('not attached within %d s; it is %s')
+                    % (self._wait, rows[0].attach_status)
+                )
+            self._clock.sleep(pause)
+            pause = min(POLL, pause * 2)
+
+    def _verified(self, outcomes: list[apply.Outcome]) -> list[apply.Outcome]:
+        """Ask nova and cinder once more whether they agree."""
+        done = [o for o in outcomes if o.status == apply.DONE]
+        if not done:
+            return outcomes
+        server_id = done[0].server_id
+        names = {
+            m.volume_id: m.attachment_id
+            for m in self._cloud.mappings_of(server_id)
+        }
+        attached = {
+            r.volume_id: r.id
+            for r in self._cloud.rows_of(server_id)
+            if r.attach_status == 'attached'
+        }
+        return [
+            o
+            if o.status != apply.DONE
+            or (
+                o.volume_id in attached
+                and names.get(o.volume_id) == attached[o.volume_id]
+            )
+            else dataclasses.replace(
+                o,
+                status=apply.OPEN,
+                what=_('attached, but nova and cinder differ'),
+            )
+            for o in outcomes
+        ]
+
+
+def _outcome(item: plan.Item, status: str, what: str) -> apply.Outcome:
+    return apply.Outcome(item.server_id, item.volume_id, status, what)
