@@ -1,0 +1,661 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The one door to the APIs: time-outs, microversions, errors.
+
+Everything else in this package speaks through an :class:`Api`. It sends a
+GET again if that may help, and a POST never: keystoneauth repeats any method
+after a read time-out as soon as ``connect_retries`` is set (keystoneauth1
+5.18.1 ``session.py``, ``_send_request``), so it is never set here.
+"""
+
+import dataclasses
+import datetime
+import email.utils
+import json as jsonlib
+import logging
+import re
+import threading
+import time
+import typing as ty
+
+from keystoneauth1 import adapter
+from keystoneauth1 import exceptions as ksa_exceptions
+from keystoneauth1 import session as ksa_session
+from openstack import exceptions as sdk_exceptions
+from osc_lib import exceptions as osc_exceptions
+import requests
+import urllib3
+
+from osc_drp import exceptions
+from osc_drp.i18n import _
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds to connect, and to wait for an answer. osc-lib sets no time-out
+#: at all (osc_lib/clientmanager.py), and a half-dead API host is the rule
+#: after a power loss.
+CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0
+#: A POST may wait for nova's own RPC time-out of 60 s (an attach asks the
+#: host for a device name): let nova's answer win.
+POST_TIMEOUT = 90.0
+#: How often a GET is sent again, and the longest pause between two.
+RETRIES = 3
+LONGEST_PAUSE = 30.0
+#: Passing troubles of a GET.
+RETRIABLE = frozenset({429, 503})
+#: After these nobody knows whether a POST was done: nova turns an RPC
+#: time-out into 500, load balancers answer 502 and 504.
+DOUBTFUL = frozenset({500, 502, 504})
+#: Connections kept per host; requests' default of 10 makes urllib3 warn on
+#: the user's terminal as soon as more threads are at work.
+POOL = 32
+
+#: Versions to discover; of the others the catalog's URL is taken as it is.
+_VERSIONS = {
+    'compute': ('2.1', '2.latest'),
+    'block-storage': ('3', '3.latest'),
+}
+#: Answers with connection_info (CHAP secrets, keyrings) or user_data
+#: (passwords): never in the log, not even with --debug.
+_SECRET = re.compile(r'attachments\b|servers/detail\b|servers/[^/?]+$')
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What a service said."""
+
+    status: int
+    body: dict[str, ty.Any]
+    #: The HTTP Date header, 'YYYY-MM-DDTHH:MM:SSZ'; None if there is none.
+    date: str | None
+
+
+class Api:
+    """A cloud's services for one user.
+
+    Safe for threads: what changes is the clock, the end points found so far
+    and the token, and keystoneauth locks the token itself.
+    """
+
+    def __init__(
+        self, session: ksa_session.Session, region: ty.Any, cloud: str
+    ) -> None:
+        self.cloud = cloud
+        self._session = session
+        self._region = region
+        self._lock = threading.Lock()
+        self._endpoints: dict[str, tuple[str, tuple[int, int]]] = {}
+        #: The cloud's time, and our monotonic clock when it was told.
+        self._clock: tuple[datetime.datetime, float] | None = None
+
+    @property
+    def now(self) -> str:
+        """The cloud's time, 'YYYY-MM-DDTHH:MM:SSZ'; never the local clock.
+
+        From the newest HTTP Date header; where no service sends one, from
+        the time keystone issued the token at.
+
+        :raises exceptions.ApiError: no service ever told the time.
+        """
+        clock = self._clock or self._token_clock()
+        if clock is None:
+            raise exceptions.ApiError(
+                _("cloud '%s': no service tells the time (HTTP Date)")
+                % self.cloud
+            )
+        told, when = clock
+        passed = datetime.timedelta(seconds=time.monotonic() - when)
+        return _iso(told + passed)
+
+    @property
+    def compute_max(self) -> tuple[int, int]:
+        """The highest microversion of nova, as in (2, 104).
+
+        :raises exceptions.ApiError: nova cannot be reached.
+        """
+        return self._endpoint('compute')[1]
+
+    @property
+    def volume_max(self) -> tuple[int, int]:
+        """The highest microversion of cinder, as in (3, 71).
+
+        :raises exceptions.ApiError: cinder cannot be reached.
+        """
+        return self._endpoint('block-storage')[1]
+
+    @property
+    def user_id(self) -> str | None:
+        """Our user's id: tells our own actions from others'.
+
+        :raises exceptions.ApiError: keystone cannot be reached.
+        """
+        try:
+            return self._session.get_user_id()
+        except _FAILURES as exc:
+            raise self._refused_login(exc) from exc
+
+    def version(self, service: str, wanted: str) -> str:
+        """Lower a microversion to what the cloud has.
+
+        :raises exceptions.ApiError: the service cannot be reached.
+        """
+        return _text(min(_number(wanted), self._endpoint(service)[1]))
+
+    def has(self, service: str) -> bool:
+        """Whether the catalog lists a service, as in 'instance-ha'.
+
+        :raises exceptions.ApiError: keystone cannot be reached.
+        """
+        try:
+            return bool(self._catalog_url(service))
+        except _FAILURES as exc:
+            raise self._refused_login(exc) from exc
+
+    def get(
+        self,
+        service: str,
+        path: str,
+        microversion: str | None = None,
+        params: ty.Mapping[str, ty.Any] | None = None,
+        retries: int = RETRIES,
+    ) -> Answer:
+        """Read; see :meth:`request`."""
+        return self.request(
+            service,
+            'GET',
+            path,
+            microversion=microversion,
+            params=params,
+            retries=retries,
+        )
+
+    def post(
+        self,
+        service: str,
+        path: str,
+        json: ty.Any,
+        microversion: str | None = None,
+    ) -> Answer:
+        """Change something, once; see :meth:`request`."""
+        return self.request(
+            service, 'POST', path, microversion=microversion, json=json
+        )
+
+    def request(
+        self,
+        service: str,
+        method: str,
+        path: str,
+        microversion: str | None = None,
+        json: ty.Any = None,
+        params: ty.Mapping[str, ty.Any] | None = None,
+        retries: int = RETRIES,
+    ) -> Answer:
+        """Send a request.
+
+        :param path: below the service's end point, as in 'servers/detail'.
+        :param microversion: wins over whatever the user pinned
+            (OS_COMPUTE_API_VERSION).
+        :param retries: of a GET on 429, 503 and lost connections; everything
+            else is sent once.
+        :raises exceptions.NotFound: 404.
+        :raises exceptions.Conflict: 400 or 409, in the service's own words.
+        :raises exceptions.Unanswered: no answer, or a doubtful one, to a
+            request that changes something: it may be done.
+        :raises exceptions.ApiError: everything else.
+        """
+        url = f'{self._endpoint(service)[0]}/{path.lstrip("/")}'
+        left = retries if method == 'GET' else 0
+        pause = 1.0
+        while True:
+            try:
+                return self._once(
+                    service, method, url, path, microversion, json, params
+                )
+            except _Passing as exc:
+                if not left:
+                    raise exceptions.ApiError(str(exc)) from exc
+                LOG.debug('%s; trying again', exc)
+                time.sleep(min(exc.pause or pause, LONGEST_PAUSE))
+            left -= 1
+            pause *= 2
+
+    def _once(
+        self,
+        service: str,
+        method: str,
+        url: str,
+        path: str,
+        microversion: str | None,
+        json: ty.Any,
+        params: ty.Mapping[str, ty.Any] | None,
+    ) -> Answer:
+        self._login()
+        loud = not _SECRET.match(path.lstrip('/'))
+        reads = method == 'GET'
+        try:
+            response = self._session.request(
+                url,
+                method,
+                json=json,
+                params=dict(params or {}),
+                microversion=microversion,
+                microversion_service_type=service,
+                headers={'Accept': 'application/json'},
+                raise_exc=False,
+                connect_retries=0,
+                status_code_retries=0,
+                log=loud,
+                timeout=(
+                    CONNECT_TIMEOUT,
+                    READ_TIMEOUT if reads else POST_TIMEOUT,
+                ),
+            )
+        except _FAILURES as exc:
+            raise self._no_answer(service, method, url, exc) from exc
+        date = self._hear(response)
+        if not loud:
+            LOG.debug('%s %s: %d', method, url, response.status_code)
+        if response.status_code >= 300:
+            raise self._bad_answer(service, method, url, response)
+        return Answer(
+            response.status_code, self._body(service, url, response), date
+        )
+
+    def _login(self) -> None:
+        """Get a token first, lest keystone's silence look like the POST's."""
+        try:
+            self._session.get_auth_headers()
+        except _FAILURES as exc:
+            raise self._refused_login(exc) from exc
+
+    def _hear(self, response: requests.Response) -> str | None:
+        """Set the clock by an answer."""
+        try:
+            told = email.utils.parsedate_to_datetime(response.headers['Date'])
+        except (KeyError, TypeError, ValueError):
+            return None
+        if told.tzinfo is None:
+            told = told.replace(tzinfo=datetime.UTC)
+        self._clock = told, time.monotonic()
+        return _iso(told)
+
+    def _token_clock(self) -> tuple[datetime.datetime, float] | None:
+        try:
+            auth = self._session.auth
+            issued = auth.get_access(self._session).issued  # type: ignore
+        except (*_FAILURES, AttributeError):
+            return None
+        if issued is None:
+            return None
+        self._clock = issued.astimezone(datetime.UTC), time.monotonic()
+        return self._clock
+
+    def _body(
+        self, service: str, url: str, response: requests.Response
+    ) -> dict[str, ty.Any]:
+        if not response.content:
+            return {}
+        try:
+            body = jsonlib.loads(response.content)
+        except ValueError:
+            body = None
+        if isinstance(body, dict):
+            return body
+        if response.request is not None and response.request.method != 'GET':
+            # Done it is: only what it said is unreadable.
+            return {}
+        raise exceptions.ApiError(
+            _(
+                "cloud '%(cloud)s': %(service)s answers something that is no "
+                'JSON object at %(url)s: is it the right end point?'
+            )
+            % {'cloud': self.cloud, 'service': service, 'url': url}
+        )
+
+    def _adapter(self, service: str) -> adapter.Adapter:
+        low, high = _VERSIONS.get(service, (None, None))
+        region = self._region
+        return adapter.Adapter(
+            session=self._session,
+            service_type=region.get_service_type(service),
+            service_name=region.get_service_name(service),
+            interface=region.get_interface(service),
+            region_name=region.get_region_name(service),
+            endpoint_override=region.get_endpoint(service),
+            min_version=low,
+            max_version=high,
+        )
+
+    def _catalog_url(self, service: str) -> str | None:
+        url = self._adapter(service).get_endpoint(
+            skip_discovery=True, min_version=None, max_version=None
+        )
+        return url.rstrip('/') if url else None
+
+    def _endpoint(self, service: str) -> tuple[str, tuple[int, int]]:
+        """Find a service's URL and its highest microversion, once."""
+        with self._lock:
+            if service not in self._endpoints:
+                try:
+                    self._endpoints[service] = self._discover(service)
+                except _FAILURES as exc:
+                    raise self._no_endpoint(service, exc) from exc
+            return self._endpoints[service]
+
+    def _discover(self, service: str) -> tuple[str, tuple[int, int]]:
+        plain = self._catalog_url(service)
+        if not plain:
+            raise exceptions.ApiError(
+                _(
+                    "cloud '%(cloud)s': keystone's catalog has no "
+                    '%(service)s: check region, interface and the catalog'
+                )
+                % {'cloud': self.cloud, 'service': service}
+            )
+        if service == 'network':
+            # Older neutrons hide their version document (openstack
+            # config/cloud_region.py, get_session_client).
+            return f'{plain.removesuffix("/v2.0")}/v2.0', (0, 0)
+        if service not in _VERSIONS:
+            return plain, (0, 0)
+        data = self._adapter(service).get_endpoint_data()
+        if data is None or not data.url:
+            raise exceptions.ApiError(
+                _(
+                    "cloud '%(cloud)s': %(service)s at %(url)s does not say "
+                    'which versions it has'
+                )
+                % {'cloud': self.cloud, 'service': service, 'url': plain}
+            )
+        major, minor = (data.max_microversion or (0, 0))[:2]
+        return data.url.rstrip('/'), (int(major), int(minor))
+
+    def _no_endpoint(
+        self, service: str, exc: Exception
+    ) -> exceptions.ApiError:
+        try:
+            url = self._catalog_url(service)
+        except _FAILURES as failure:
+            return self._refused_login(failure)
+        return exceptions.ApiError(
+            _(
+                "cloud '%(cloud)s': %(service)s does not answer at %(url)s "
+                '(%(reason)s): check that it and its database are up'
+            )
+            % {
+                'cloud': self.cloud,
+                'service': service,
+                'url': url,
+                'reason': _reason(exc),
+            }
+        )
+
+    def _refused_login(self, exc: Exception) -> exceptions.ApiError:
+        return login_error(self.cloud, self._region, exc)
+
+    def _no_answer(
+        self, service: str, method: str, url: str, exc: Exception
+    ) -> Exception:
+        words = {
+            'cloud': self.cloud,
+            'service': service,
+            'method': method,
+            'url': url,
+            'reason': _reason(exc),
+        }
+        if method == 'GET' or _not_sent(exc):
+            message = (
+                _(
+                    "cloud '%(cloud)s': %(service)s does not answer at "
+                    '%(url)s (%(reason)s): check that it is up'
+                )
+                % words
+            )
+            if method == 'GET' and isinstance(exc, _CONNECTION):
+                return _Passing(message)
+            return exceptions.ApiError(message)
+        return exceptions.Unanswered(
+            _(
+                "cloud '%(cloud)s': %(service)s gave no answer to %(method)s "
+                '%(url)s (%(reason)s): it may be done or not'
+            )
+            % words
+        )
+
+    def _bad_answer(
+        self,
+        service: str,
+        method: str,
+        url: str,
+        response: requests.Response,
+    ) -> Exception:
+        status = response.status_code
+        words = {
+            'cloud': self.cloud,
+            'service': service,
+            'method': method,
+            'url': url,
+            'status': status,
+            'message': _message(response),
+        }
+        if status == 404:
+            return exceptions.NotFound('{service}: {message}'.format(**words))
+        if status in (400, 409):
+            return exceptions.Conflict('{service}: {message}'.format(**words))
+        if status == 403:
+            return exceptions.ApiError(
+                _(
+                    "cloud '%(cloud)s': user is not an administrator: "
+                    '%(message)s'
+                )
+                % words
+            )
+        if status == 401:
+            return exceptions.ApiError(
+                _(
+                    "cloud '%(cloud)s': user is not an administrator, or "
+                    '%(service)s cannot ask keystone: it does not take our '
+                    'token (401): %(message)s'
+                )
+                % words
+            )
+        message = (
+            _(
+                "cloud '%(cloud)s': %(service)s answers %(status)d to "
+                '%(method)s %(url)s: %(message)s'
+            )
+            % words
+        )
+        if method == 'GET' and status in RETRIABLE:
+            return _Passing(message, _retry_after(response))
+        if method != 'GET' and status in DOUBTFUL:
+            return exceptions.Unanswered(message)
+        return exceptions.ApiError(message)
+
+
+class _Passing(Exception):
+    """Sending the request again may help."""
+
+    def __init__(self, message: str, pause: float | None = None) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+#: keystoneauth's and the SDK's errors share no base; OSError is a missing CA
+#: file, and the base of what requests raises.
+_FAILURES = (
+    ksa_exceptions.ClientException,
+    sdk_exceptions.SDKException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+_CONNECTION = (
+    ksa_exceptions.RetriableConnectionFailure,
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
+
+
+def connect(app: ty.Any) -> Api:
+    """Log in, for a command with ``auth_required = False``.
+
+    Such a command starts without keystone; when it needs the API after all,
+    the client manager is told so and set up on demand (osc-lib 4.7.0
+    ``clientmanager.py``, ``setup_auth``).
+
+    :param app: the command's ``self.app``.
+    :raises exceptions.ApiError: the settings are incomplete, keystone cannot
+        be reached, or it refuses the user. (That no such cloud exists is
+        said by openstackclient before any command runs.)
+    """
+    manager = app.client_manager
+    region = manager._cli_options
+    cloud = region.name or 'envvars'
+    try:
+        manager._auth_required = True
+        manager.setup_auth()
+        session = manager.session
+        _tune(session)
+        session.get_token()
+    except (*_FAILURES, osc_exceptions.CommandError) as exc:
+        raise login_error(cloud, region, exc) from exc
+    except osc_exceptions.AuthorizationFailure as exc:
+        raise login_error(cloud, region, exc) from exc
+    return Api(session, region, cloud)
+
+
+def _tune(session: ksa_session.Session) -> None:
+    """Set time-outs and a pool that many threads can share."""
+    # A pair is what requests takes; keystoneauth hands it on unseen.
+    session.timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)  # type: ignore
+    for prefix, mounted in list(session.session.adapters.items()):
+        plain = not (
+            getattr(mounted, 'tls_ciphers', None)
+            or getattr(mounted, 'tls_min_version', None)
+        )
+        if plain and isinstance(mounted, ksa_session.TCPKeepAliveAdapter):
+            session.session.mount(
+                prefix, ksa_session.TCPKeepAliveAdapter(pool_maxsize=POOL)
+            )
+
+
+def login_error(
+    cloud: str, region: ty.Any, exc: Exception
+) -> exceptions.ApiError:
+    """Say in one sentence why there is no token."""
+    url = (region.config.get('auth') or {}).get('auth_url')
+    words = {'cloud': cloud, 'url': url, 'reason': _reason(exc)}
+    if isinstance(exc, ksa_exceptions.Unauthorized):
+        return exceptions.ApiError(
+            _(
+                "cloud '%(cloud)s': keystone at %(url)s refuses user or "
+                'password: %(reason)s'
+            )
+            % words
+        )
+    if isinstance(exc, (*_CONNECTION, ksa_exceptions.DiscoveryFailure)):
+        return exceptions.ApiError(
+            _(
+                "cloud '%(cloud)s': keystone does not answer at %(url)s "
+                '(%(reason)s): check that it and its database are up'
+            )
+            % words
+        )
+    return exceptions.ApiError(
+        _("cloud '%(cloud)s': cannot log in: %(reason)s") % words
+    )
+
+
+def _chain(exc: BaseException | None) -> ty.Iterator[BaseException]:
+    """Walk from an error to what caused it, also inside urllib3's."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        yield exc
+        inner = getattr(exc, 'reason', None)
+        if not isinstance(inner, BaseException):
+            inner = next(
+                (a for a in exc.args if isinstance(a, BaseException)), None
+            )
+        exc = inner or exc.__cause__ or exc.__context__
+
+
+def _reason(exc: BaseException) -> str:
+    """Give the innermost reason in few words."""
+    for link in _chain(exc):
+        if isinstance(
+            link,
+            (
+                requests.exceptions.Timeout,
+                urllib3.exceptions.TimeoutError,
+                TimeoutError,
+            ),
+        ):
+            return _('timed out')
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+    return ' '.join(str(exc).split()) or type(exc).__name__
+
+
+def _not_sent(exc: BaseException) -> bool:
+    """Whether the request provably never left: no connection was made."""
+    return any(
+        isinstance(
+            link,
+            (
+                requests.exceptions.ConnectTimeout,
+                urllib3.exceptions.NewConnectionError,
+                urllib3.exceptions.ConnectTimeoutError,
+            ),
+        )
+        for link in _chain(exc)
+    )
+
+
+def _message(response: requests.Response) -> str:
+    """Dig the service's own words out of an error answer.
+
+    nova, cinder and keystone wrap them ({"itemNotFound": {"message": ..}}),
+    neutron too ({"NeutronError": {"message": ..}}); proxies answer HTML.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        for part in (body, *body.values()):
+            if isinstance(part, dict) and isinstance(part.get('message'), str):
+                return ' '.join(part['message'].split())
+    return f'{response.status_code} {response.reason or ""}'.strip()
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    try:
+        return max(float(response.headers['Retry-After']), 0.0)
+    except (KeyError, ValueError):
+        return None
+
+
+def _iso(when: datetime.datetime) -> str:
+    return when.astimezone(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+
+def _number(microversion: str) -> tuple[int, int]:
+    major, _dot, minor = microversion.partition('.')
+    return int(major), int(minor)
+
+
+def _text(microversion: tuple[int, int]) -> str:
+    return '{}.{}'.format(*microversion)
