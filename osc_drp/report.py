@@ -12,9 +12,15 @@
 
 """What the operator sees: progress on stderr, one table on stdout."""
 
+import collections.abc
 import threading
 import time
 import typing as ty
+
+from osc_drp import exceptions
+from osc_drp.engine import apply
+from osc_drp.engine import facts
+from osc_drp.engine import plan
 
 
 class Reporter:
@@ -40,3 +46,93 @@ class Reporter:
         if now - self._last >= self.INTERVAL:
             self._last = now
             self.say(message)
+
+
+#: What the Result column says of an item that no outcome tells about.
+_RESULTS = {
+    plan.Do.NOTHING: 'ok',
+    plan.Do.LEAVE: 'left',
+    plan.Do.FLAG: 'open',
+    plan.Do.WAIT: 'open',
+    plan.Do.PROVE: 'open',
+}
+
+COLUMNS = ('Server', 'Server ID', 'Volume ID', 'Device', 'Result', 'Reason')
+SERVER_COLUMNS = ('Server', 'Server ID', 'Host', 'Result', 'Reason')
+
+
+def _result(item: plan.Item, outcome: apply.Outcome | None) -> tuple[str, str]:
+    if outcome is None:
+        return _RESULTS.get(item.do, f'would {item.do}'), item.reason
+    if outcome.warning:
+        return outcome.status, f'{outcome.what}; {outcome.warning}'
+    return outcome.status, outcome.what
+
+
+def attachment_rows(
+    items: collections.abc.Iterable[plan.Item],
+    outcomes: collections.abc.Iterable[apply.Outcome],
+    names: collections.abc.Mapping[str, str],
+) -> list[tuple[str, ...]]:
+    """Give one row per attachment, for COLUMNS."""
+    by_key = {(o.server_id, o.volume_id): o for o in outcomes}
+    return [
+        (
+            names.get(i.server_id, ''),
+            i.server_id,
+            i.volume_id,
+            (i.attachment.device if i.attachment else None) or '',
+            *_result(i, by_key.get((i.server_id, i.volume_id))),
+        )
+        for i in items
+    ]
+
+
+def server_rows(
+    items: collections.abc.Iterable[plan.Item],
+    outcomes: collections.abc.Iterable[apply.Outcome],
+    names: collections.abc.Mapping[str, str],
+    hosts: collections.abc.Mapping[str, str | None],
+) -> list[tuple[str, ...]]:
+    """Give one row per server, for SERVER_COLUMNS."""
+    by_server = {o.server_id: o for o in outcomes}
+    return [
+        (
+            names.get(i.server_id, ''),
+            i.server_id,
+            hosts.get(i.server_id) or '',
+            *_result(i, by_server.get(i.server_id)),
+        )
+        for i in items
+    ]
+
+
+def names(
+    cloud_map: facts.CloudMap, seen: facts.Observation | None
+) -> dict[str, str]:
+    """Give the servers' names: of today, else of the map."""
+    known = {s.id: s.name for s in cloud_map.servers}
+    if seen:
+        known.update({s.id: s.name for s in seen.servers.values()})
+    return known
+
+
+def exit_code(
+    items: collections.abc.Iterable[plan.Item],
+    outcomes: collections.abc.Iterable[apply.Outcome],
+    dry_run: bool = False,
+) -> int:
+    """Give 3 if something failed or needs a person, else 0."""
+    told = {(o.server_id, o.volume_id) for o in outcomes}
+    if any(o.status in apply.NOT_WELL for o in outcomes):
+        return exceptions.PARTIAL
+    unsure = {plan.Do.FLAG}
+    if not dry_run:
+        # a real run waited for these, and asked
+        unsure |= {plan.Do.WAIT, plan.Do.PROVE}
+    if any(
+        i.do in unsure and (i.server_id, i.volume_id) not in told
+        for i in items
+    ):
+        return exceptions.PARTIAL
+    return exceptions.DONE

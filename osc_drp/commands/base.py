@@ -134,6 +134,40 @@ def add_lanes(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_databases(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the databases are."""
+    group = parser.add_argument_group(_('databases'))
+    group.add_argument(
+        '--nova-config-file',
+        metavar='<file>',
+        action='append',
+        default=[],
+        help=_(
+            'nova.conf with [api_database] and [database] connection '
+            '(default: /etc/nova/nova.conf; repeat option for several)'
+        ),
+    )
+    group.add_argument(
+        '--cinder-config-file',
+        metavar='<file>',
+        action='append',
+        default=[],
+        help=_(
+            'cinder.conf with [database] connection '
+            '(default: /etc/cinder/cinder.conf; repeat option for several)'
+        ),
+    )
+    group.add_argument(
+        '--config-file',
+        metavar='<file>',
+        help=_(
+            'osc-drp.conf with [database] user and password_file, which '
+            'replace those of the services (default: '
+            '~/.config/osc-drp/osc-drp.conf, /etc/osc-drp/osc-drp.conf)'
+        ),
+    )
+
+
 def positive(text: str) -> int:
     """Parse a number of at least one."""
     number = int(text)
@@ -148,6 +182,41 @@ def seconds(text: str) -> float:
     if not 0 <= number < float('inf'):
         raise argparse.ArgumentTypeError(_('must be 0 or more seconds'))
     return number
+
+
+def percent(text: str) -> float:
+    """Parse a share of the whole."""
+    number = float(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(_('must be from 0 to 100'))
+    return number
+
+
+def utc_time(text: str) -> str:
+    """Parse an ISO 8601 time; without an offset it is UTC."""
+    import datetime
+
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            _("'%s' is no ISO 8601 time") % text
+        ) from None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.UTC)
+    return when.astimezone(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+
+def selection(parsed_args: argparse.Namespace) -> ty.Any:
+    """Give the plan.Selection that the options name."""
+    from osc_drp.engine import plan
+
+    return plan.Selection(
+        tuple(parsed_args.server),
+        tuple(parsed_args.project),
+        tuple(parsed_args.host),
+        tuple(parsed_args.volume),
+    )
 
 
 def cloud_name(app: ty.Any) -> str:

@@ -224,3 +224,18 @@ class RunDirectory:
                 elif entry['event'] == 'outcome' and entry['status'] != 'done':
                     found.pop(key, None)
         return found
+
+    def stops(self) -> dict[str, list[str | None]]:
+        """Tell after which action of each server we sent a stop.
+
+        By server id, the request ids that were newest right before: the
+        stop that follows one of them may be ours (a killed restart).
+        """
+        found: dict[str, list[str | None]] = {}
+        for path in self.runs():
+            for entry in read(path):
+                if entry['event'] == 'before' and entry['action'] == 'stop':
+                    found.setdefault(entry['server'], []).append(
+                        entry['newest']
+                    )
+        return found

@@ -257,6 +257,30 @@ def power_history(
     return PowerHistory(stopped_by_user=newest.request_id not in ours)
 
 
+def our_stops(
+    actions: collections.abc.Sequence[facts.Action],
+    before: collections.abc.Container[str | None],
+    user_id: str | None,
+) -> frozenset[str]:
+    """Find the stops in a server's log that this tool asked for.
+
+    :param actions: newest first
+    :param before: the newest request id right before each stop of ours
+    :param user_id: whose password the tool uses
+    """
+    found = set()
+    previous: str | None = None
+    for action in reversed(actions):
+        if (
+            action.action == 'stop'
+            and action.user_id == user_id
+            and previous in before
+        ):
+            found.add(action.request_id)
+        previous = action.request_id
+    return frozenset(found)
+
+
 def why_not_restart(
     wanted: facts.MapServer | None,
     server: facts.Server | None,

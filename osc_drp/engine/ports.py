@@ -26,20 +26,14 @@ class Cloud(ty.Protocol):
     """Nova and cinder through their APIs (cloud/client.py)."""
 
     @property
-    def now(self) -> str:
-        """The cloud's clock: the Date of the last answer, UTC."""
+    def user_id(self) -> str | None:
+        """Whom nova's action log names for what we ask."""
 
     def observe(self) -> facts.Observation:
         """Read everything, in bulk, services included."""
 
-    def services(self) -> tuple[facts.Service, ...]:
-        """Read which services are up."""
-
     def server(self, server_id: str) -> facts.Server:
         """Read one server; NotFound."""
-
-    def servers(self) -> dict[str, facts.Server]:
-        """Read all servers, in bulk."""
 
     def fault(self, server_id: str) -> str:
         """Say why a server is in error; '' if nova does not say."""

@@ -56,12 +56,13 @@ class Restart:
         settings: Settings,
         say: ports.Say,
         *,
-        our_stops: collections.abc.Container[str] = (),
+        our_stops: collections.abc.Mapping[str, list[str | None]],
         clock: ports.Clock | None = None,
     ) -> None:
         """Prepare a restart.
 
-        :param our_stops: request ids of the stops that runs of ours sent
+        :param our_stops: by server, the newest request id right before
+            each stop that a run of ours sent
         """
         self._cloud = cloud
         self._map = cloud_map
@@ -116,7 +117,7 @@ class Restart:
         seen = self._cloud.observe()
         now = self._clock.monotonic()
         self._seen_at = now
-        self._seen = seen
+        self.seen = seen
         self._selected = plan.select(self._map, self._selection, seen)
         for service in seen.services:
             if service.binary == 'nova-compute':
@@ -179,7 +180,7 @@ class Restart:
         return tuple(items)
 
     def _name(self, server_id: str) -> str:
-        server = self._seen.servers.get(server_id)
+        server = self.seen.servers.get(server_id)
         return server.name if server else ''
 
     def _wanted(self, server_id: str) -> bool:
@@ -200,9 +201,11 @@ class Restart:
             since = self._map.taken_at
             if self._settings.lost_at and not self._ran(server_id):
                 since = self._settings.lost_at
-            self._histories[server_id] = plan.power_history(
-                self._cloud.actions(server_id), since, self._our_stops
+            log = self._cloud.actions(server_id)
+            ours = plan.our_stops(
+                log, self._our_stops.get(server_id, ()), self._cloud.user_id
             )
+            self._histories[server_id] = plan.power_history(log, since, ours)
         return self._histories[server_id]
 
     def _ran(self, server_id: str) -> bool:
@@ -213,7 +216,7 @@ class Restart:
         """Whether an automatic stop after --lost-at tells that it ran."""
         if not self._settings.lost_at or self._ran(server_id):
             return False
-        server = self._seen.servers.get(server_id)
+        server = self.seen.servers.get(server_id)
         return self._history(server_id, server).stopped_by_nova
 
     # -- the readiness gate ----------------------------------------------
@@ -286,7 +289,7 @@ class Restart:
         acting = [i for i in items if i.do in (plan.Do.START, plan.Do.STOP)]
         lanes = []
         for item in acting:
-            server = self._seen.servers[item.server_id]
+            server = self.seen.servers[item.server_id]
             untried = apply.Outcome(
                 item.server_id, '', apply.UNTRIED, _('not tried')
             )
@@ -362,7 +365,7 @@ class Restart:
 
     def _pairs_now(self, server_id: str) -> list[facts.Pair]:
         """Give the server's pairs; read again if they are not fresh."""
-        seen = self._seen
+        seen = self.seen
         if self._clock.monotonic() - self._seen_at > FRESH:
             seen = self._read_again(server_id)
         return [p for p in facts.pairs(seen) if p.server_id == server_id]
@@ -379,7 +382,7 @@ class Restart:
             except exceptions.NotFound:
                 continue
         return dataclasses.replace(
-            self._seen,
+            self.seen,
             servers={server_id: self._cloud.server(server_id)},
             volumes=volumes,
             mappings=mappings,

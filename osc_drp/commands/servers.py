@@ -1,0 +1,171 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""``openstack drp servers``: step 3 of the procedure."""
+
+import argparse
+import typing as ty
+
+from osc_drp.commands import base
+from osc_drp.i18n import _
+
+if ty.TYPE_CHECKING:
+    from osc_drp.engine import restart
+
+
+class RestartServers(base.DrpLister):
+    """Start each server that ran when the map was taken, once
+
+    Waits until the hosts are ready and nova has noticed the loss, then
+    starts (never reboots) what is off, one server first, then side by side.
+    A server that was off before, that a user stopped since, or whose disks
+    are not proven to be its own, is left alone and listed with the reason.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'file',
+            metavar='<file>',
+            help=_('The map, of "openstack drp attachments save"'),
+        )
+        base.add_selection(parser)
+        base.add_change(parser)
+        base.add_lanes(parser, _('servers'))
+        parser.add_argument(
+            '--wait',
+            metavar='<seconds>',
+            type=base.seconds,
+            default=300.0,
+            help=_(
+                'How long to wait for services and busy servers (default: 300)'
+            ),
+        )
+        parser.add_argument(
+            '--settle',
+            metavar='<seconds>',
+            type=base.seconds,
+            default=120.0,
+            help=_(
+                'How long a server that nova calls active must be seen '
+                'unchanged, with its nova-compute up, before that is '
+                'believed (default: 120)'
+            ),
+        )
+        parser.add_argument(
+            '--lost-at',
+            metavar='<time>',
+            type=base.utc_time,
+            help=_(
+                'Also start servers that nova stopped by itself after this '
+                'time (UTC, ISO 8601: 2026-11-22T03:12:00Z); needed if no '
+                'server of the map ran'
+            ),
+        )
+        parser.add_argument(
+            '--skip-not-ready',
+            action='store_true',
+            help=_(
+                'Go on without the servers whose services are not up after '
+                'the time of --wait; they are listed'
+            ),
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp import exceptions
+        from osc_drp import mapfile
+        from osc_drp import report
+        from osc_drp.engine import plan
+        from osc_drp.engine import session
+
+        cloud_map = mapfile.read(parsed_args.file)
+        if not any(s.ran for s in cloud_map.servers) and (
+            parsed_args.lost_at is None
+        ):
+            raise exceptions.Refused(
+                _(
+                    'no server of the map ran when it was taken: say with '
+                    '--lost-at when the power went'
+                )
+            )
+        say = report.Reporter(self.app.stderr).say
+        selection = base.selection(parsed_args)
+        subject = {'map': cloud_map.sha256, 'selection': selection.subject()}
+        held = session.Session(
+            base.run_directory(parsed_args, self.app),
+            'servers restart',
+            subject,
+            say,
+        )
+        if parsed_args.dry_run:
+            job = self._job(parsed_args, cloud_map, selection, say, held)
+            items = job.propose()
+            return self._table(cloud_map, job, items, [], dry_run=True)
+        with held.held():
+            job = self._job(parsed_args, cloud_map, selection, say, held)
+            items = job.propose_ready()
+            count = sum(i.do in (plan.Do.START, plan.Do.STOP) for i in items)
+            outcomes = []
+            if count:
+                base.confirm(
+                    _('%d servers will be started') % count,
+                    f'restart {count}',
+                    parsed_args.auto_approve,
+                )
+                with held.journal() as run:
+                    outcomes = job.carry_out(items, run)
+        return self._table(cloud_map, job, items, outcomes)
+
+    def _job(
+        self,
+        parsed_args: argparse.Namespace,
+        cloud_map: ty.Any,
+        selection: ty.Any,
+        say: ty.Any,
+        held: ty.Any,
+    ) -> 'restart.Restart':
+        from osc_drp.cloud import client
+        from osc_drp.engine import apply
+        from osc_drp.engine import restart
+
+        settings = restart.Settings(
+            wait=parsed_args.wait,
+            settle=parsed_args.settle,
+            lost_at=parsed_args.lost_at,
+            skip_not_ready=parsed_args.skip_not_ready,
+            limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
+        )
+        return restart.Restart(
+            client.connect(self.app),
+            cloud_map,
+            selection,
+            settings,
+            say,
+            our_stops=held.runs.stops(),
+        )
+
+    def _table(
+        self,
+        cloud_map: ty.Any,
+        job: 'restart.Restart',
+        items: ty.Any,
+        outcomes: ty.Any,
+        dry_run: bool = False,
+    ) -> base.Table:
+        from osc_drp import report
+
+        self.exit_code = report.exit_code(items, outcomes, dry_run)
+        names = report.names(cloud_map, job.seen)
+        hosts = {s.id: s.host for s in job.seen.servers.values()}
+        rows = report.server_rows(items, outcomes, names, hosts)
+        return report.SERVER_COLUMNS, rows
