@@ -187,7 +187,7 @@ start() { # name command...
     local name=$1; shift
     alive "$name" && return 0
     # setsid: a session of its own, so nothing of it hangs on the calling shell
-    (cd "$VAR" && exec env -u OSC_DRP_LAB_SCRIPT setsid "$@" >> "$LOG/$name.log" 2>&1 < /dev/null) &
+    (cd "$LAB_HOME" && exec env -u OSC_DRP_LAB_SCRIPT setsid "$@" >> "$LOG/$name.log" 2>&1 < /dev/null) &
     echo "$! $(starttime $!)" > "$RUN/$name.pid"
     disown $! 2>/dev/null || true
 }
@@ -250,9 +250,10 @@ start_mariadb() {
 }
 
 start_rabbitmq() {
-    mkdir -p "$VAR/rabbitmq"
-    HOME=$VAR/rabbitmq ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$EPMD_PORT \
-    RABBITMQ_NODENAME=osc-drp-lab@localhost RABBITMQ_MNESIA_BASE=$VAR/rabbitmq RABBITMQ_LOG_BASE=$LOG/rabbitmq \
+    # nothing of it survives: OpenStack's queues are not durable, and users and vhosts come from definitions.json
+    mkdir -p "$RUN/rabbitmq"
+    HOME=$RUN/rabbitmq ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$EPMD_PORT \
+    RABBITMQ_NODENAME=osc-drp-lab@localhost RABBITMQ_MNESIA_BASE=$RUN/rabbitmq RABBITMQ_LOG_BASE=$LOG/rabbitmq \
     RABBITMQ_CONFIG_FILE=$ETC/rabbitmq/rabbitmq.conf RABBITMQ_ENABLED_PLUGINS_FILE=$ETC/rabbitmq/enabled_plugins \
     RABBITMQ_CONF_ENV_FILE=/dev/null RABBITMQ_ADVANCED_CONFIG_FILE=$ETC/rabbitmq/none \
     RABBITMQ_PID_FILE=$RUN/rabbitmq-beam.pid RABBITMQ_DIST_PORT=$((MQ_PORT + 1)) \
@@ -317,7 +318,7 @@ wait_service() { # name: until it answers (the workers: until they run)
 }
 
 start_everything() { # but not what LAB_WITHOUT names (a list: "keystone nova-compute2")
-    local s began=$SECONDS without=" ${LAB_WITHOUT:-} " wanted=()
+    local s began=$SECONDS without=" ${LAB_WITHOUT:-} " wanted=() new=()
     [ -e "$RUN/boot_id" ] || cat /proc/sys/kernel/random/uuid > "$RUN/boot_id"
     for s in "${SERVICES[@]}"; do
         case $s in mariadb | rabbitmq) ;; libvirtd) [ "$VIRT" = libvirt ] && wanted+=("$s") ;;
@@ -327,13 +328,22 @@ start_everything() { # but not what LAB_WITHOUT names (a list: "keystone nova-co
     [[ $without == *" rabbitmq "* ]] || start_service rabbitmq
     if [[ $without != *" mariadb "* ]]; then start_service mariadb; wait_service mariadb; fi
     for s in "${wanted[@]}"; do
+        alive "$s" || new+=("$s")
         start_service "$s"
         # the rest needs these two soon after its start, and asks again only after a long sleep
         case $s in placement-api) [[ $without == *" keystone "* ]] || wait_service keystone ;; esac
     done
     for s in "${wanted[@]}"; do wait_service "$s"; done
     if [ -z "${LAB_WITHOUT:-}" ]; then
-        python "$LAB_DIR/python/wait_services.py" || die "not all services came up (logs: $LOG)"
+        python "$LAB_DIR/python/wait_services.py" "${new[@]}" || die "not all services came up (logs: $LOG)"
     fi
     say "all services are up after $((SECONDS - began))s${LAB_WITHOUT:+, without $LAB_WITHOUT}"
+}
+
+# the newest server of that name or id, in any cell: UUID and HOST (where it is or was last)
+find_server() {
+    [[ $1 =~ ^[A-Za-z0-9_.-]+$ ]] || die "no name or id of a server: $1"
+    read -r UUID HOST < <(db -NBe "SELECT uuid, COALESCE(host, 'none') FROM
+        (SELECT * FROM nova_cell1.instances UNION ALL SELECT * FROM nova_cell2.instances) i
+        WHERE deleted = 0 AND (display_name = '$1' OR uuid = '$1') ORDER BY created_at DESC LIMIT 1") || die "no server $1"
 }
