@@ -338,9 +338,12 @@ class Api:
         )
 
     def _catalog_url(self, service: str) -> str | None:
-        url = self._adapter(service).get_endpoint(
-            skip_discovery=True, min_version=None, max_version=None
-        )
+        try:
+            url = self._adapter(service).get_endpoint(
+                skip_discovery=True, min_version=None, max_version=None
+            )
+        except ksa_exceptions.EndpointNotFound:
+            return None
         return url.rstrip('/') if url else None
 
     def _endpoint(self, service: str) -> tuple[str, tuple[int, int]]:
