@@ -265,14 +265,12 @@ def _database(label: str, url: str, metadata: sa.MetaData) -> Database:
     listen = sa.event.listen
     listen(engine, 'connect', _set_up_mysql if mysql else _set_up_sqlite)
     if not mysql:
-        listen(engine, 'begin', _begin_sqlite, insert=True)
-    # First, and it always raises: what oslo.db leaves as it is would
-    # otherwise never come to us.
+        listen(engine, 'begin', _begin_sqlite)
+    # oslo.db's handler lets some errors out as they are, past the next one:
+    # ours takes its place, and asks it.
+    sa.event.remove(engine, 'handle_error', exc_filters.handler)
     listen(
-        engine,
-        'handle_error',
-        lambda context: _translate(database, context),
-        insert=True,
+        engine, 'handle_error', lambda context: _translate(database, context)
     )
     return database
 
@@ -331,9 +329,9 @@ def _sha2(text: str | None, bits: int) -> str | None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     """SQLite has no row locks: a writer locks the file when it begins."""
     if connection.get_execution_options().get(_WRITES):
+        # oslo.db's listener came first, with a plain BEGIN.
+        connection.exec_driver_sql('ROLLBACK')
         connection.exec_driver_sql('BEGIN IMMEDIATE')
-        # oslo.db's own listener then leaves it alone.
-        connection.info['in_transaction'] = True
 
 
 def _check_writable(database: Database, connection: sa.Connection) -> None:

@@ -108,7 +108,8 @@ def observe_on(
         *(m.server_id for m in mappings),
         *(r.server_id for r in live if r.server_id),
     }
-    servers = _servers(on, wanted if one else None)
+    only = wanted if one else None
+    servers = _servers(on, only)
     return facts.Observation(
         source=facts.DATABASE,
         taken_at=taken_at.isoformat() + 'Z',
@@ -117,9 +118,11 @@ def observe_on(
         mappings=tuple(mappings + dropped),
         rows=tuple(rows),
         services=tuple(_services(on, down_after)),
-        migrating=_migrating(on, wanted if one else None) & servers.keys(),
+        migrating=_migrating(on, wanted if one else None).intersection(
+            servers
+        ),
         unfinished=tuple(_unfinished(on, wanted & servers.keys())),
-        building=_building(on, wanted if one else None) - servers.keys(),
+        building=_building(on, only).difference(servers),
     )
 
 

@@ -113,12 +113,6 @@ _clock = time.monotonic
 _sleep = time.sleep
 
 
-class Changed(exceptions.DrpError):
-    """Reality is not what the decision was made on: nothing was changed."""
-
-    exit_code = exceptions.PARTIAL
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Change:
     """One UPDATE of one row, and all that is needed to take it back."""
@@ -384,7 +378,7 @@ class _Held:
         :raises Changed: saying why
         """
         if not so:
-            raise Changed(
+            raise exceptions.Changed(
                 f'Volume {self.volume_id} of server {self.server_id}:'
                 f' {else_why}'
             )
@@ -472,7 +466,7 @@ def _hold(
     volume = seen.volumes.get(volume_id)
     server = seen.servers.get(server_id)
     if volume is None or (server and server.cell) != cell:
-        raise Changed(
+        raise exceptions.Changed(
             f'Volume {volume_id} of server {server_id}: one of them is gone'
         )
     mappings = [m for m in seen.mappings if not m.deleted]
@@ -704,7 +698,7 @@ def _apply(connection: sa.Connection, change: _Change) -> None:
     )
     # Matched rows, not altered ones: SQLAlchemy sets CLIENT.FOUND_ROWS.
     if connection.execute(update).rowcount != 1:
-        raise Changed(f'{table.name} {change.id} changed meanwhile')
+        raise exceptions.Changed(f'{table.name} {change.id} changed meanwhile')
 
 
 def _equal(
@@ -783,7 +777,7 @@ def _check_free(
         )
         for row in found:
             if (name, row.id) not in leaving:
-                raise Changed(
+                raise exceptions.Changed(
                     f'Volume {volume_id} would be available, but server'
                     f' {row.instance_uuid} in cell {name} maps it'
                 )
@@ -805,7 +799,9 @@ def _check_mapped(
             .with_for_update()
         ).scalar_one()
         if status == 'available':
-            raise Changed(f'Volume {volume_id} is available meanwhile')
+            raise exceptions.Changed(
+                f'Volume {volume_id} is available meanwhile'
+            )
 
 
 def _settled(
@@ -845,7 +841,7 @@ def _settle(held: _Held, halves: list[list[_Change]]) -> bool:
         if nova[0].table is _bdm and states[0] == {_NEW}:
             if all(state == {_OLD} for state in states[1:]):
                 # Not if it is available: it was so before us.
-                with contextlib.suppress(Changed):
+                with contextlib.suppress(exceptions.Changed):
                     _write(fresh, [change.back() for change in nova])
         return False
 
