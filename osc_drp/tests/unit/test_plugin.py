@@ -212,17 +212,16 @@ class TestClient(unittest.TestCase):
                 ):
                     code = shell.OpenStackShell().run([*name.split(), '-h'])
                 self.assertEqual(0, code, err.getvalue())
-                self.assertIn(f'openstack {name}', out.getvalue())
+                self.assertIn(f'{name} [-h]', out.getvalue())
                 self.assertEqual('', err.getvalue())
 
     def test_completion(self):
         result = openstack('complete')
         self.assertEqual(0, result.returncode, result.stderr)
-        self.assertIn("cmds_drp='", result.stdout)
+        lines = [line.strip() for line in result.stdout.splitlines()]
         for name in commands():
-            self.assertIn(
-                f'cmds_{name.replace(" ", "_")}=', result.stdout, name
-            )
+            start = f'cmds_{name.replace(" ", "_")}='
+            self.assertTrue(any(x.startswith(start) for x in lines), start)
 
     def test_no_global_option(self):
         result = openstack('--help')
