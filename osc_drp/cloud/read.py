@@ -90,6 +90,7 @@ def observe(
     api: session.Api,
     server_ids: collections.abc.Collection[str] | None = None,
     actions: bool = False,
+    network: bool = False,
 ) -> facts.Observation:
     """Read what nova and cinder know of servers and volumes.
 
@@ -97,13 +98,14 @@ def observe(
         shares one of those; the bulk listings are read all the same.
     :param actions: also fill ``unfinished``: two requests for each server
         with volumes.
+    :param network: also list neutron's agents among the services.
     :raises exceptions.Incomplete: a cell is down, or a listing is short.
     :raises exceptions.ApiError: a service cannot be reached, or the user is
         not an administrator.
     """
     _check_cells(api)
     reader = _Reader(api, taken_at=api.now)
-    services_seen = services(api, network=False)
+    services_seen = services(api, network)
     reader.read_servers()
     reader.read_volumes()
     reader.check_strangers()
@@ -315,17 +317,28 @@ def volume(api: session.Api, volume_id: str) -> facts.Volume:
     return _volume(api, _volume_json(api, volume_id))
 
 
-def rows_of(api: session.Api, volume_id: str) -> list[facts.Row]:
-    """Read cinder's live rows of one volume, in every state.
+def rows_of(api: session.Api, server_id: str) -> list[facts.Row]:
+    """Read cinder's live rows of one server, in every state.
 
-    :raises exceptions.NotFound: cinder does not know the volume.
+    Cheap enough to be polled, so without device and host. An unknown server
+    has none.
     """
-    attached = {r.id: r for r in _rows(_volume_json(api, volume_id))}
     rows = [
-        _row(item, attached.get(item['id']))
-        for item in _list_attachments(api, volume_id=volume_id)
+        _row(item, None)
+        for item in _list_attachments(api, {'instance_id': server_id})
     ]
     return [r for r in rows if r.attach_status != 'detached']
+
+
+def fault(api: session.Api, server_id: str) -> str:
+    """Say why a server is in ERROR, in nova's words; '' if it does not say.
+
+    :raises exceptions.NotFound: nova does not know the server.
+    """
+    path = f'servers/{server_id}'
+    body = api.get(COMPUTE, path, api.version(COMPUTE, SERVERS)).body
+    told = body['server'].get('fault') or {}
+    return ' '.join(str(told.get('message') or '').split())
 
 
 def mappings_of(api: session.Api, server_id: str) -> list[facts.Mapping]:
@@ -412,7 +425,8 @@ def services(
         for s in (*_nova_services(api), *_cinder_services(api))
     ]
     if network and api.has(NETWORK):
-        found += _agents(api)
+        computes = (s.host for s in found if s.binary == 'nova-compute')
+        found += _agents(api, computes)
     return tuple(found)
 
 
@@ -598,17 +612,23 @@ def _list_volumes(api: session.Api) -> list[_Json]:
 
 
 def _list_attachments(
-    api: session.Api, volume_id: str | None = None
+    api: session.Api, only: collections.abc.Mapping[str, str] = {}
 ) -> list[_Json]:
     """List rows without their secrets.
 
     Never filtered by status: cinder answers that with nothing at all.
     """
-    params = {'all_tenants': '1', 'sort': 'created_at:asc,id:asc'}
-    if volume_id:
-        params['volume_id'] = volume_id
     return _pages(
-        api, VOLUME, 'attachments', ATTACHMENTS, 'attachments', params=params
+        api,
+        VOLUME,
+        'attachments',
+        ATTACHMENTS,
+        'attachments',
+        params={
+            'all_tenants': '1',
+            'sort': 'created_at:asc,id:asc',
+            **only,
+        },
     )
 
 
@@ -715,12 +735,24 @@ def _cinder_services(api: session.Api) -> list[_Json]:
     return ty.cast(list[_Json], body['services'])
 
 
-def _agents(api: session.Api) -> list[facts.Service]:
-    """Read neutron's agents; some drivers keep none (404)."""
+def _agents(
+    api: session.Api, hosts: collections.abc.Iterable[str]
+) -> list[facts.Service]:
+    """Read neutron's agents; some drivers keep none (404).
+
+    A neutron that does not answer is a service that is down on every host:
+    whoever starts servers waits for it, everybody else goes on.
+    """
     try:
         found = api.get(NETWORK, 'agents').body.get('agents', [])
     except exceptions.NotFound:
         return []
+    except exceptions.ApiError as exc:
+        LOG.debug('taken as down: %s', exc)
+        return [
+            facts.Service(binary='neutron:server', host=host, up=False)
+            for host in sorted(set(hosts))
+        ]
     return [
         facts.Service(
             binary=f'neutron:{a["binary"]}',

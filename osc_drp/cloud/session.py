@@ -97,17 +97,19 @@ class Api:
         self._endpoints: dict[str, tuple[str, tuple[int, int]]] = {}
         #: The cloud's time, and our monotonic clock when it was told.
         self._clock: tuple[datetime.datetime, float] | None = None
+        self._token_clock()
 
     @property
     def now(self) -> str:
         """The cloud's time, 'YYYY-MM-DDTHH:MM:SSZ'; never the local clock.
 
-        From the newest HTTP Date header; where no service sends one, from
-        the time keystone issued the token at.
+        From the newest HTTP Date header; where no service sends one (nova
+        and cinder under uwsgi do not), from the time at which keystone
+        issued the token that we logged in with.
 
         :raises exceptions.ApiError: no service ever told the time.
         """
-        clock = self._clock or self._token_clock()
+        clock = self._clock
         if clock is None:
             raise exceptions.ApiError(
                 _("cloud '%s': no service tells the time (HTTP Date)")
@@ -290,16 +292,17 @@ class Api:
         self._clock = told, time.monotonic()
         return _iso(told)
 
-    def _token_clock(self) -> tuple[datetime.datetime, float] | None:
+    def _token_clock(self) -> None:
+        """Set the clock by the token, which is as good as new."""
         try:
-            auth = self._session.auth
-            issued = auth.get_access(self._session).issued  # type: ignore
+            auth: ty.Any = self._session.auth
+            issued = auth.get_access(self._session).issued
         except (*_FAILURES, AttributeError):
-            return None
-        if issued is None:
-            return None
-        self._clock = issued.astimezone(datetime.UTC), time.monotonic()
-        return self._clock
+            # Not every way to log in has a token with a time.
+            return
+        if issued is not None:
+            told = issued.astimezone(datetime.UTC)
+            self._clock = told, time.monotonic()
 
     def _body(
         self, service: str, url: str, response: requests.Response

@@ -1,0 +1,87 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The cloud as the engine wants it (engine/ports.py, ``Cloud``)."""
+
+import typing as ty
+
+from osc_drp.cloud import act
+from osc_drp.cloud import read
+from osc_drp.cloud import session
+from osc_drp.engine import facts
+
+
+def connect(app: ty.Any) -> 'Client':
+    """Log in; see :func:`osc_drp.cloud.session.connect`.
+
+    :raises exceptions.ApiError: there is no way in.
+    """
+    return Client(session.connect(app))
+
+
+class Client:
+    """Binds the functions of read.py and act.py to one cloud."""
+
+    def __init__(self, api: session.Api) -> None:
+        self.api = api
+
+    @property
+    def user_id(self) -> str | None:
+        return self.api.user_id
+
+    def observe(self) -> facts.Observation:
+        return read.observe(self.api, network=True)
+
+    def server(self, server_id: str) -> facts.Server:
+        return read.server(self.api, server_id)
+
+    def fault(self, server_id: str) -> str:
+        return read.fault(self.api, server_id)
+
+    def mappings_of(self, server_id: str) -> tuple[facts.Mapping, ...]:
+        return tuple(read.mappings_of(self.api, server_id))
+
+    def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
+        return tuple(read.rows_of(self.api, server_id))
+
+    def volume(self, volume_id: str) -> facts.Volume:
+        return read.volume(self.api, volume_id)
+
+    def actions(self, server_id: str) -> tuple[facts.Action, ...]:
+        return tuple(read.actions(self.api, server_id))
+
+    def diagnostics_running(self, server_id: str) -> bool | None:
+        return read.diagnostics_running(self.api, server_id)
+
+    def start(self, server_id: str) -> None:
+        act.start(self.api, server_id)
+
+    def stop(self, server_id: str) -> None:
+        act.stop(self.api, server_id)
+
+    def attach(self, wanted: facts.MapAttachment) -> str | None:
+        return act.attach(
+            self.api,
+            wanted.server_id,
+            wanted.volume_id,
+            wanted.device,
+            wanted.tag,
+            wanted.delete_on_termination,
+            wanted.multiattach,
+        )
+
+
+if ty.TYPE_CHECKING:
+    from osc_drp.engine import ports
+
+    def _fits(client: Client) -> ports.Cloud:
+        return client
