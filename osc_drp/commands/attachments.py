@@ -113,3 +113,80 @@ class ShowAttachments(base.DrpLister):
             )
             for one in mapmaker.in_order(cloud_map.attachments, names)
         )
+
+
+class RestoreAttachments(base.DrpLister):
+    _description = _(
+        'Attach the volumes that the map has and both sides lack\n\n'
+        'Step 4 of the recovery. Volumes of running servers are attached in '
+        'device order, one after the other within a server, with their tag '
+        'and delete-on-termination flag. What is attached already is done; '
+        'what a user detached since the map was taken is left alone. The '
+        "file may also be the procedure's three columns: volume, server, "
+        'device (admin only).'
+    )
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'file',
+            metavar='<file>',
+            help=_('Map to restore from (- for standard input)'),
+        )
+        base.add_selection(parser)
+        base.add_change(parser)
+        base.add_lanes(parser, _('servers'))
+        parser.add_argument(
+            '--wait',
+            metavar='<seconds>',
+            type=base.seconds,
+            default=300.0,
+            help=_('How long one attach may take (default: 300)'),
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp.cloud import client
+        from osc_drp.engine import apply
+        from osc_drp.engine import plan
+        from osc_drp.engine import restore
+        from osc_drp import mapfile
+        from osc_drp import report
+
+        cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
+        say = report.Reporter(self.app.stderr).say
+        held = base.session(
+            parsed_args, self.app, 'attachments restore', cloud_map, say
+        )
+        job = restore.Restore(
+            client.connect(self.app),
+            cloud_map,
+            base.selection(parsed_args),
+            say,
+            resets=held.runs.resets(),
+            limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
+            wait=parsed_args.wait,
+        )
+        outcomes: list[apply.Outcome] = []
+        with held.held(parsed_args.dry_run):
+            items = job.propose()
+            count = sum(i.do in plan.ACTING for i in items)
+            if count and not parsed_args.dry_run:
+                servers = {i.server_id for i in items if i.do in plan.ACTING}
+                base.confirm(
+                    _(
+                        '%(volumes)d volumes will be attached to %(servers)d '
+                        'servers'
+                    )
+                    % {'volumes': count, 'servers': len(servers)},
+                    f'attach {count}',
+                    parsed_args.auto_approve,
+                )
+            if not parsed_args.dry_run and any(
+                i.do in (*plan.ACTING, plan.Do.WAIT) for i in items
+            ):
+                with held.journal() as run:
+                    outcomes = job.carry_out(items, run)
+        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
+        names = report.names(cloud_map, job.seen)
+        return report.COLUMNS, report.attachment_rows(items, outcomes, names)

@@ -219,6 +219,27 @@ def selection(parsed_args: argparse.Namespace) -> ty.Any:
     )
 
 
+def session(
+    parsed_args: argparse.Namespace,
+    app: ty.Any,
+    command_name: str,
+    cloud_map: ty.Any,
+    say: ty.Any,
+) -> ty.Any:
+    """Open the engine's session for a command on a map."""
+    from osc_drp.engine import session as engine_session
+
+    return engine_session.Session(
+        run_directory(parsed_args, app),
+        command_name,
+        {
+            'map': cloud_map.sha256,
+            'selection': selection(parsed_args).subject(),
+        },
+        say,
+    )
+
+
 def cloud_name(app: ty.Any) -> str:
     """Name the cloud as clouds.yaml does ('envvars' without one)."""
     return getattr(app.cloud, 'name', None) or 'envvars'

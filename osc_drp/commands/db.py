@@ -76,31 +76,27 @@ class ResetDatabase(base.DrpLister):
         from osc_drp import mapfile
         from osc_drp import report
         from osc_drp.db import client
+        from osc_drp.engine import apply
         from osc_drp.engine import plan
         from osc_drp.engine import reset
-        from osc_drp.engine import session
 
         cloud_map = mapfile.read(parsed_args.file)
         say = report.Reporter(self.app.stderr).say
-        selection = base.selection(parsed_args)
-        subject = {'map': cloud_map.sha256, 'selection': selection.subject()}
-        held = session.Session(
-            base.run_directory(parsed_args, self.app),
-            'db reset',
-            subject,
-            say,
-        )
-        outcomes = []
-        with client.connect(
-            parsed_args.nova_config_file,
-            parsed_args.cinder_config_file,
-            parsed_args.config_file,
-        ) as databases:
+        held = base.session(parsed_args, self.app, 'db reset', cloud_map, say)
+        outcomes: list[apply.Outcome] = []
+        with (
+            held.held(parsed_args.dry_run),
+            client.connect(
+                parsed_args.nova_config_file,
+                parsed_args.cinder_config_file,
+                parsed_args.config_file,
+            ) as databases,
+        ):
             databases.check_grants()
             job = reset.Reset(
                 databases,
                 cloud_map,
-                selection,
+                base.selection(parsed_args),
                 say,
                 limit=parsed_args.limit / 100,
                 settle=parsed_args.settle,
@@ -109,29 +105,23 @@ class ResetDatabase(base.DrpLister):
             if parsed_args.dry_run:
                 items = job.propose()
             else:
-                with held.held():
-                    items = job.propose_settled()
-                    acting = [
-                        i
-                        for i in items
-                        if i.do in (plan.Do.RESET, plan.Do.FINISH)
-                    ]
-                    if acting:
-                        servers = {i.server_id for i in acting}
-                        base.confirm(
-                            _(
-                                '%(volumes)d attachments of %(servers)d '
-                                'servers will be taken off both records'
-                            )
-                            % {
-                                'volumes': len(acting),
-                                'servers': len(servers),
-                            },
-                            f'reset {len(acting)}',
-                            parsed_args.auto_approve,
-                        )
-                        with held.journal() as run:
-                            outcomes = job.carry_out(items, run)
+                items = job.propose_settled()
+            acting = [i for i in items if i.do in plan.ACTING]
+            if acting and not parsed_args.dry_run:
+                base.confirm(
+                    _(
+                        '%(volumes)d attachments of %(servers)d servers '
+                        'will be taken off both records'
+                    )
+                    % {
+                        'volumes': len(acting),
+                        'servers': len({i.server_id for i in acting}),
+                    },
+                    f'reset {len(acting)}',
+                    parsed_args.auto_approve,
+                )
+                with held.journal() as run:
+                    outcomes = job.carry_out(items, run)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         return report.COLUMNS, report.attachment_rows(items, outcomes, names)

@@ -85,8 +85,8 @@ class RestartServers(base.DrpLister):
         from osc_drp import exceptions
         from osc_drp import mapfile
         from osc_drp import report
+        from osc_drp.engine import apply
         from osc_drp.engine import plan
-        from osc_drp.engine import session
 
         cloud_map = mapfile.read(parsed_args.file)
         if not any(s.ran for s in cloud_map.servers) and (
@@ -99,24 +99,18 @@ class RestartServers(base.DrpLister):
                 )
             )
         say = report.Reporter(self.app.stderr).say
-        selection = base.selection(parsed_args)
-        subject = {'map': cloud_map.sha256, 'selection': selection.subject()}
-        held = session.Session(
-            base.run_directory(parsed_args, self.app),
-            'servers restart',
-            subject,
-            say,
+        held = base.session(
+            parsed_args, self.app, 'servers restart', cloud_map, say
         )
-        if parsed_args.dry_run:
-            job = self._job(parsed_args, cloud_map, selection, say, held)
-            items = job.propose()
-            return self._table(cloud_map, job, items, [], dry_run=True)
-        with held.held():
-            job = self._job(parsed_args, cloud_map, selection, say, held)
-            items = job.propose_ready()
-            count = sum(i.do in (plan.Do.START, plan.Do.STOP) for i in items)
-            outcomes = []
-            if count:
+        job = self._job(parsed_args, cloud_map, say, held)
+        outcomes: list[apply.Outcome] = []
+        with held.held(parsed_args.dry_run):
+            if parsed_args.dry_run:
+                items = job.propose()
+            else:
+                items = job.propose_ready()
+            count = sum(i.do in plan.ACTING for i in items)
+            if count and not parsed_args.dry_run:
                 base.confirm(
                     _('%d servers will be started') % count,
                     f'restart {count}',
@@ -124,13 +118,16 @@ class RestartServers(base.DrpLister):
                 )
                 with held.journal() as run:
                     outcomes = job.carry_out(items, run)
-        return self._table(cloud_map, job, items, outcomes)
+        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
+        names = report.names(cloud_map, job.seen)
+        hosts = {s.id: s.host for s in job.seen.servers.values()}
+        rows = report.server_rows(items, outcomes, names, hosts)
+        return report.SERVER_COLUMNS, rows
 
     def _job(
         self,
         parsed_args: argparse.Namespace,
         cloud_map: ty.Any,
-        selection: ty.Any,
         say: ty.Any,
         held: ty.Any,
     ) -> 'restart.Restart':
@@ -148,24 +145,8 @@ class RestartServers(base.DrpLister):
         return restart.Restart(
             client.connect(self.app),
             cloud_map,
-            selection,
+            base.selection(parsed_args),
             settings,
             say,
             our_stops=held.runs.stops(),
         )
-
-    def _table(
-        self,
-        cloud_map: ty.Any,
-        job: 'restart.Restart',
-        items: ty.Any,
-        outcomes: ty.Any,
-        dry_run: bool = False,
-    ) -> base.Table:
-        from osc_drp import report
-
-        self.exit_code = report.exit_code(items, outcomes, dry_run)
-        names = report.names(cloud_map, job.seen)
-        hosts = {s.id: s.host for s in job.seen.servers.values()}
-        rows = report.server_rows(items, outcomes, names, hosts)
-        return report.SERVER_COLUMNS, rows

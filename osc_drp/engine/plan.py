@@ -49,6 +49,10 @@ class Do(enum.StrEnum):
     PROVE = 'prove'
 
 
+#: What a run would do; the rest is said only.
+ACTING = frozenset({Do.RESET, Do.FINISH, Do.ATTACH, Do.START, Do.STOP})
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
     """One line of a plan: one attachment, or (no volume) one server."""

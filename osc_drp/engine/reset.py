@@ -178,20 +178,26 @@ class Reset:
     def _reset_one(self, item: plan.Item, run: journal.Run) -> apply.Outcome:
         assert item.pair is not None
 
-        def record(**old: object) -> None:
+        checked_at = ''
+
+        def confirm(seen: facts.Observation) -> None:
+            nonlocal checked_at
+            self._confirm(item, seen)
+            checked_at = seen.taken_at
+
+        def record(old: object) -> None:
             run.write(
                 'old',
                 action='reset',
                 server=item.server_id,
                 volume=item.volume_id,
-                **old,
+                cloud_time=checked_at,
+                rows=old,
             )
 
         status, what = apply.DONE, _('reset')
         try:
-            self._databases.reset(
-                item.pair, functools.partial(self._confirm, item), record
-            )
+            self._databases.reset(item.pair, confirm, record)
         except exceptions.Changed as error:
             status, what = apply.OPEN, str(error)
         except exceptions.DatabaseError as error:

@@ -40,11 +40,14 @@ class Session:
         self._say = say
 
     @contextlib.contextmanager
-    def held(self) -> collections.abc.Iterator[None]:
-        """Keep other runs on this cloud out.
+    def held(self, dry_run: bool = False) -> collections.abc.Iterator[None]:
+        """Keep other runs on this cloud out; a dry run takes no lock.
 
         :raises Refused: another run is under way
         """
+        if dry_run:
+            yield
+            return
         owner = f'{self._command} by {getpass.getuser()} on '
         self.runs.lock(owner + socket.gethostname())
         try:

@@ -1,0 +1,78 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The databases as the engine sees them (engine/ports.py)."""
+
+import collections.abc
+import contextlib
+
+from osc_drp.db import config
+from osc_drp.db import engines
+from osc_drp.db import read
+from osc_drp.db import write
+from osc_drp.engine import facts
+
+
+class Client:
+    """All databases of one cloud."""
+
+    def __init__(self, databases: engines.Databases) -> None:
+        self._databases = databases
+
+    def check_grants(self) -> None:
+        """Prove that we may write what we write; writes nothing.
+
+        :raises DatabaseError: naming the privilege that is missing
+        """
+        self._databases.check_grants()
+
+    def observe(self) -> facts.Observation:
+        """Read everything, in bulk."""
+        return read.observe(self._databases)
+
+    def actions_since(
+        self, server_ids: collections.abc.Collection[str], since: str
+    ) -> list[facts.Action]:
+        """Read the action logs of these servers, oldest first."""
+        return read.actions_since(self._databases, server_ids, since)
+
+    def reset(
+        self,
+        pair: facts.Pair,
+        confirm: collections.abc.Callable[[facts.Observation], None],
+        record: collections.abc.Callable[..., None],
+    ) -> None:
+        """Take one attachment off both records.
+
+        :raises Changed: the facts are no longer those of the plan
+        :raises DatabaseError: a database failed; nothing is half done but
+            what running again finishes
+        """
+        write.reset(self._databases, pair, confirm, record)
+
+
+@contextlib.contextmanager
+def connect(
+    nova_files: collections.abc.Sequence[str],
+    cinder_files: collections.abc.Sequence[str],
+    drp_file: str | None,
+) -> collections.abc.Iterator[Client]:
+    """Open the databases that the configuration files name.
+
+    :raises ConfigError: a file or an option is missing
+    :raises DatabaseError: a database or a cell does not answer, does not let
+        us in, or is of an unknown schema
+    """
+    urls = config.load(nova_files, cinder_files, drp_file)
+    with engines.open_databases(urls) as databases:
+        databases.check_schema()
+        yield Client(databases)
