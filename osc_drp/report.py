@@ -74,17 +74,25 @@ def attachment_rows(
     outcomes: collections.abc.Iterable[apply.Outcome],
     names: collections.abc.Mapping[str, str],
 ) -> list[tuple[str, ...]]:
-    """Give one row per attachment, for COLUMNS."""
+    """Give one row per attachment, for COLUMNS, by server and device."""
     by_key = {(o.server_id, o.volume_id): o for o in outcomes}
+
+    def device(item: plan.Item) -> str | None:
+        return item.attachment.device if item.attachment else None
+
+    def place(item: plan.Item) -> tuple[str, str, tuple[int, str]]:
+        name = names.get(item.server_id, '')
+        return name, item.server_id, facts.device_order(device(item))
+
     return [
         (
             names.get(i.server_id, ''),
             i.server_id,
             i.volume_id,
-            (i.attachment.device if i.attachment else None) or '',
+            device(i) or '',
             *_result(i, by_key.get((i.server_id, i.volume_id))),
         )
-        for i in items
+        for i in sorted(items, key=place)
     ]
 
 

@@ -168,6 +168,20 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lost_at(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says when the power went."""
+    parser.add_argument(
+        '--lost-at',
+        metavar='<time>',
+        type=utc_time,
+        help=_(
+            'Also count as running what nova stopped by itself after this '
+            'time (UTC, ISO 8601: 2026-11-22T03:12:00Z); needed if no server '
+            'of the map ran'
+        ),
+    )
+
+
 def positive(text: str) -> int:
     """Parse a number of at least one."""
     number = int(text)

@@ -40,6 +40,7 @@ class ResetDatabase(base.DrpLister):
         base.add_selection(parser)
         base.add_change(parser)
         base.add_databases(parser)
+        base.add_lost_at(parser)
         parser.add_argument(
             '--limit',
             metavar='<percent>',
@@ -81,6 +82,7 @@ class ResetDatabase(base.DrpLister):
         from osc_drp.engine import reset
 
         cloud_map = mapfile.read(parsed_args.file)
+        plan.check_map(cloud_map, parsed_args.lost_at)
         say = report.Reporter(self.app.stderr).say
         held = base.session(parsed_args, self.app, 'db reset', cloud_map, say)
         outcomes: list[apply.Outcome] = []
@@ -101,6 +103,7 @@ class ResetDatabase(base.DrpLister):
                 limit=parsed_args.limit / 100,
                 settle=parsed_args.settle,
                 dead_hosts=frozenset(parsed_args.host_is_dead),
+                lost_at=parsed_args.lost_at,
             )
             if parsed_args.dry_run:
                 items = job.propose()

@@ -61,16 +61,7 @@ class RestartServers(base.DrpLister):
                 'believed (default: 120)'
             ),
         )
-        parser.add_argument(
-            '--lost-at',
-            metavar='<time>',
-            type=base.utc_time,
-            help=_(
-                'Also start servers that nova stopped by itself after this '
-                'time (UTC, ISO 8601: 2026-11-22T03:12:00Z); needed if no '
-                'server of the map ran'
-            ),
-        )
+        base.add_lost_at(parser)
         parser.add_argument(
             '--skip-not-ready',
             action='store_true',
@@ -82,22 +73,13 @@ class RestartServers(base.DrpLister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
-        from osc_drp import exceptions
         from osc_drp import mapfile
         from osc_drp import report
         from osc_drp.engine import apply
         from osc_drp.engine import plan
 
         cloud_map = mapfile.read(parsed_args.file)
-        if not any(s.ran for s in cloud_map.servers) and (
-            parsed_args.lost_at is None
-        ):
-            raise exceptions.Refused(
-                _(
-                    'no server of the map ran when it was taken: say with '
-                    '--lost-at when the power went'
-                )
-            )
+        plan.check_map(cloud_map, parsed_args.lost_at)
         say = report.Reporter(self.app.stderr).say
         held = base.session(
             parsed_args, self.app, 'servers restart', cloud_map, say

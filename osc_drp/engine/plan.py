@@ -261,6 +261,33 @@ def power_history(
     return PowerHistory(stopped_by_user=newest.request_id not in ours)
 
 
+def history_since(
+    cloud_map: facts.CloudMap, server_id: str, lost_at: str | None
+) -> str:
+    """Tell from when on a server's action log counts.
+
+    From the map on; of a server that did not run then, from --lost-at on.
+    """
+    wanted = cloud_map.server(server_id)
+    if lost_at is None or (wanted is not None and wanted.ran):
+        return cloud_map.taken_at
+    return lost_at
+
+
+def check_map(cloud_map: facts.CloudMap, lost_at: str | None) -> None:
+    """Refuse a map that was taken too late, after nova's first sync.
+
+    :raises Refused: no server of it ran, and --lost-at is missing
+    """
+    if lost_at is None and not any(s.ran for s in cloud_map.servers):
+        raise exceptions.Refused(
+            _(
+                'no server of the map ran when it was taken: say with '
+                '--lost-at when the power went'
+            )
+        )
+
+
 def our_stops(
     actions: collections.abc.Sequence[facts.Action],
     before: collections.abc.Container[str | None],
@@ -343,10 +370,12 @@ def _reset_server(
     server_id: str,
     pairs: list[facts.Pair],
     history: PowerHistory,
+    lost_at: str | None,
 ) -> tuple[Do, str, str] | None:
     """Say why no disk of this server may be reset; None: they may be."""
     server = seen.servers.get(server_id)
-    why = why_not_restart(cloud_map.server(server_id), server, history)
+    lost = lost_at is not None and history.stopped_by_nova
+    why = why_not_restart(cloud_map.server(server_id), server, history, lost)
     if why:
         return why[0], '', why[1]
     assert server is not None
@@ -389,6 +418,7 @@ def plan_reset(
     selected: Selected,
     histories: collections.abc.Mapping[str, PowerHistory],
     dead_hosts: collections.abc.Container[str] = (),
+    lost_at: str | None = None,
 ) -> tuple[Item, ...]:
     """Plan step 2 of the procedure, for both records or none (DESIGN 4).
 
@@ -407,6 +437,7 @@ def plan_reset(
             server_id,
             by_server.get(server_id, []),
             histories.get(server_id, PowerHistory()),
+            lost_at,
         )
         for server_id in selected.server_ids
     }

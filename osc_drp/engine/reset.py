@@ -38,6 +38,7 @@ class Reset:
         limit: float = 0.05,
         settle: float = 120.0,
         dead_hosts: collections.abc.Container[str] = (),
+        lost_at: str | None = None,
         clock: ports.Clock | None = None,
     ) -> None:
         self._databases = databases
@@ -47,6 +48,7 @@ class Reset:
         self._limit = limit
         self._settle = settle
         self._dead_hosts = dead_hosts
+        self._lost_at = lost_at
         self._clock = clock or ports.RealClock()
         self.seen: facts.Observation | None = None
 
@@ -63,19 +65,29 @@ class Reset:
         selected = plan.select(self._map, self._selection, seen)
         self._histories = self._read_histories(selected.server_ids)
         return plan.plan_reset(
-            self._map, seen, selected, self._histories, self._dead_hosts
+            self._map,
+            seen,
+            selected,
+            self._histories,
+            self._dead_hosts,
+            self._lost_at,
         )
 
     def _read_histories(
         self, server_ids: frozenset[str]
     ) -> dict[str, plan.PowerHistory]:
-        since = self._map.taken_at
+        since = {
+            server_id: plan.history_since(self._map, server_id, self._lost_at)
+            for server_id in server_ids
+        }
+        if not since:
+            return {}
         log = facts.group(
-            self._databases.actions_since(server_ids, since),
+            self._databases.actions_since(server_ids, min(since.values())),
             lambda a: a.server_id,
         )
         return {
-            server_id: plan.power_history(actions, since)
+            server_id: plan.power_history(actions, since[server_id])
             for server_id, actions in log.items()
         }
 

@@ -198,9 +198,9 @@ class Restart:
         if not self._wanted(server_id):
             return plan.PowerHistory()
         if server_id not in self._histories:
-            since = self._map.taken_at
-            if self._settings.lost_at and not self._ran(server_id):
-                since = self._settings.lost_at
+            since = plan.history_since(
+                self._map, server_id, self._settings.lost_at
+            )
             log = self._cloud.actions(server_id)
             ours = plan.our_stops(
                 log, self._our_stops.get(server_id, ()), self._cloud.user_id
