@@ -15,6 +15,7 @@
 import fnmatch
 import inspect
 import re
+import shlex
 import unittest
 
 import yaml
@@ -85,6 +86,29 @@ class TestDocs(unittest.TestCase):
                 for option in set(action.option_strings) - inherited:
                     with self.subTest(f'{name} {option}'):
                         self.assertIn(f'``{option}', pages)
+
+    def test_examples_use_options_that_exist(self):
+        examples = []
+        pages = [*DOC.rglob('*.rst'), *test_plugin.ROOT.glob('*.rst')]
+        for path in sorted(pages):
+            text = path.read_text(encoding='utf-8').replace('\\\n', ' ')
+            for inline in re.findall(r'``(openstack drp [^`]+)``', text):
+                examples.append((path.name, ' '.join(inline.split())))
+            for line in re.findall(r'(?m)^ +\$? *(openstack drp .+)$', text):
+                examples.append((path.name, line))
+        self.assertGreater(len(examples), 10)
+        known = test_plugin.commands()
+        for page, example in examples:
+            words = shlex.split(example, comments=True)
+            name = ' '.join(words[1:4])
+            if name not in known:
+                continue  # a group of commands, or '...'
+            parser = test_plugin.load(known[name])(None, None)
+            options = parser.get_parser(name)._option_string_actions
+            for word in words[4:]:
+                if word.startswith('-') and word != '-':
+                    with self.subTest(f'{page}: {example}'):
+                        self.assertIn(word, set(options))
 
     def test_every_exit_code(self):
         page = (DOC / 'user' / 'exit-codes.rst').read_text(encoding='utf-8')
