@@ -173,6 +173,8 @@ C
     (umask 077
      printf '%s\n' "$OSC_DRP_PASSWORD" > "$ETC/osc-drp.password"
      printf '[database]\nuser = osc_drp\npassword_file = %s\n' "$ETC/osc-drp.password" > "$ETC/osc-drp.conf"
+     printf '{"auth_url": "http://127.0.0.1:%s/v3", "nova": "http://127.0.0.1:%s/v2.1", "cinder": "http://127.0.0.1:%s/v3", "password": "%s"}\n' \
+        "$KEYSTONE_PORT" "$NOVA_PORT" "$CINDER_PORT" "$SECRET" > "$ETC/lab.json"
      printf '%s\n' "$PLANTED_CHAP_PASSWORD" "$PLANTED_CEPH_KEY" > "$ETC/planted-secrets")
 }
 

@@ -3,8 +3,7 @@
 The services named were started just now: for them a heartbeat from before that does not count (after a quick restart the old
 one is still fresh enough for nova and cinder to call a service up that is not there yet).
 """
-from datetime import datetime
-from datetime import timezone
+import datetime
 import re
 import sys
 import time
@@ -13,14 +12,14 @@ import openstack
 
 WANTED = {('nova-conductor', 'lab'): 3, ('nova-scheduler', 'lab'): 1, ('nova-compute', 'compute1'): 1, ('nova-compute', 'compute2'): 1,
           ('cinder-scheduler', 'lab'): 1, ('cinder-volume', 'lab@san'): 1, ('cinder-backup', 'lab'): 1}
-began = datetime.now(timezone.utc).replace(tzinfo=None, microsecond=0)
+began = datetime.datetime.now(datetime.UTC).replace(tzinfo=None, microsecond=0)
 started = {re.sub('-super|[12]$', '', s) for s in sys.argv[1:]}
 
 
 def is_up(service):
     if service['state'] != 'up':
         return False
-    return service['binary'] not in started or datetime.fromisoformat(service['updated_at'] or '1970-01-01') >= began
+    return service['binary'] not in started or datetime.datetime.fromisoformat(service['updated_at'] or '1970-01-01') >= began
 
 
 end, last = time.time() + 180, ''

@@ -1,0 +1,50 @@
+"""The cloud under the tests: `pytest lab/tests`, with the pytest of $LAB_HOME/client.
+
+A lab that is not there is made and seeded; one that is off is switched on.
+"""
+import shutil
+
+import labkit
+import pytest
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cloud():
+    """A lab that is up and seeded, with the snapshots `seeded` and `lost`; at the end no output held a secret."""
+    def ready():
+        snapshots = labkit.LAB_HOME / 'snapshots'
+        secrets = labkit.LAB_HOME / 'var/secrets'
+        return (labkit.LAB_HOME / 'var/.seeded').exists() and all(
+            (p := snapshots / name / 'var/secrets').exists() and p.read_bytes() == secrets.read_bytes()
+            for name in ('seeded', 'lost'))
+
+    shutil.rmtree(labkit.OUT, ignore_errors=True)
+    if not (labkit.LAB_HOME / 'var/.bootstrapped').exists() or labkit.lab('status', check=False).rc:
+        labkit.lab('up', timeout=1500)
+    if not ready():
+        if (labkit.LAB_HOME / 'var/.seeded').exists():      # seeded, and used since: nobody knows how
+            labkit.lab('up', LAB_FRESH='1')
+        labkit.lab('seed')
+        assert ready()
+    labkit.lab('violations', '--clear')
+    yield
+    assert not (found := labkit.leaks()), found
+
+
+@pytest.fixture(autouse=True)
+def judge(cloud):
+    """After each test: nothing that osc-drp wrote, and nothing as it stands, may have endangered a volume."""
+    yield
+    labkit.judged()
+
+
+@pytest.fixture
+def seeded():
+    """Everything runs, as seeded."""
+    labkit.restore_snapshot('seeded')
+
+
+@pytest.fixture
+def lost():
+    """The seeded cloud after a power loss and its power back, at the moment its services are up."""
+    labkit.restore_snapshot('lost')
