@@ -512,6 +512,11 @@ _CONNECTION = (
     requests.exceptions.Timeout,
     requests.exceptions.ChunkedEncodingError,
 )
+_TIMEOUTS = (
+    requests.exceptions.Timeout,
+    urllib3.exceptions.TimeoutError,
+    TimeoutError,
+)
 
 
 def connect(app: ty.Any) -> Api:
@@ -600,18 +605,13 @@ def _chain(exc: BaseException | None) -> ty.Iterator[BaseException]:
 
 def _reason(exc: BaseException) -> str:
     """Give the innermost reason in few words."""
-    for link in _chain(exc):
-        if isinstance(
-            link,
-            (
-                requests.exceptions.Timeout,
-                urllib3.exceptions.TimeoutError,
-                TimeoutError,
-            ),
-        ):
-            return _('timed out')
+    links = list(_chain(exc))
+    for link in links:
+        # urllib3 counts a refused connection among its time-outs.
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
+    if any(isinstance(link, _TIMEOUTS) for link in links):
+        return _('timed out')
     return ' '.join(str(exc).split()) or type(exc).__name__
 
 
