@@ -78,7 +78,8 @@ def main():
     shutil.rmtree(procedure.RUNS, ignore_errors=True)
     labkit.wait_status(120, **dict.fromkeys(procedure.RAN, 'ACTIVE'))
     before = picture()
-    run(('attachments', 'save', str(MAP)))
+    say(f'openstack drp attachments save {MAP}')
+    print(labkit.drp('attachments', 'save', str(MAP)).err, end='')
     told, minutes, clean = {}, {}, True
     for way in WAYS:
         told[way], seconds, same = recover(way, before)

@@ -5,6 +5,7 @@ A lab that is not there is made and seeded; one that is off is switched on.
 import shutil
 
 import labkit
+import procedure
 import pytest
 
 
@@ -48,3 +49,15 @@ def seeded():
 def lost():
     """The seeded cloud after a power loss and its power back, at the moment its services are up."""
     labkit.restore_snapshot('lost')
+
+
+@pytest.fixture(scope='session')
+def the_map(cloud):
+    """The map, saved as an operator should: the power is back, nova-compute not yet. Gives both records of then."""
+    labkit.restore_snapshot('lost', without=('nova-compute1', 'nova-compute2'))
+    procedure.MAP.unlink(missing_ok=True)
+    shutil.rmtree(procedure.RUNS, ignore_errors=True)
+    labkit.drp('attachments', 'save', str(procedure.MAP))
+    before = labkit.attachments()
+    labkit.lab('start', 'nova-compute1', 'nova-compute2')
+    return before

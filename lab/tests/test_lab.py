@@ -218,14 +218,14 @@ def test_dumps_statements_and_requests_show_what_happened():
 
 def test_pages_of_the_apis_can_be_made_tiny():
     everything = set(labkit.servers()), set(labkit.volumes())
-    labkit.lab('restart', 'nova-api', 'cinder-api', LAB_MAX_LIMIT='4')
+    labkit.lab('restart', '--kill', 'nova-api', 'cinder-api', LAB_MAX_LIMIT='4')
     try:
         with labkit.requests('nova') as nova, labkit.requests('cinder') as cinder:
             assert (set(labkit.servers()), set(labkit.volumes())) == everything
         assert len([r for r in nova if '/servers/detail' in r[1]]) == 3
         assert len([r for r in cinder if '/volumes/detail' in r[1]]) >= 4
     finally:
-        labkit.lab('restart', 'nova-api', 'cinder-api')
+        labkit.lab('restart', '--kill', 'nova-api', 'cinder-api')
 
 
 def test_a_leaked_secret_is_found():
