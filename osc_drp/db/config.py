@@ -14,7 +14,7 @@
 
 The files are read as the services read them (oslo.config: several files,
 ``<file>.d`` directories, ``$`` substitution), but never the environment:
-osc-drp lives among ``OS_*`` variables (DESIGN 4, ANCHORS 0.15).
+osc-drp lives among ``OS_*`` variables (oslo.config reads ``OS_<GROUP>__<OPTION>``).
 """
 
 import copy
