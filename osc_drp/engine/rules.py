@@ -172,6 +172,14 @@ def _has_history(pair: facts.Pair) -> bool:
     )
 
 
+def _lost_root(pair: facts.Pair) -> bool:
+    """Whether cinder's rows are those of a root disk that nova dropped."""
+    device = pair.server.root_device if pair.server else None
+    return any(m.root for m in pair.dropped) or (
+        device is not None and any(r.device == device for r in pair.rows)
+    )
+
+
 def _leftover_rows(pair: facts.Pair) -> bool:
     named = pair.named
     return (
@@ -365,6 +373,7 @@ RULES: tuple[Rule, ...] = (
             and (p.server is None or settled(p))
             and p.migrating is False
             and _has_history(p)
+            and not _lost_root(p)
         ),
         Action.RELEASE,
         'cinder remembers an attachment that nova dropped',
