@@ -188,6 +188,7 @@ def _leftover_rows(pair: facts.Pair) -> bool:
         and named.connector is True
         and len(pair.rows) > 1
         and pair.migrating is False
+        and settled(pair)
     )
 
 
