@@ -187,6 +187,8 @@ def _leftover_rows(pair: facts.Pair) -> bool:
         and named.attach_status == 'attached'
         and named.connector is True
         and len(pair.rows) > 1
+        and pair.volume is not None
+        and pair.volume.status != 'error'
         and pair.migrating is False
         and settled(pair)
     )
@@ -347,6 +349,13 @@ RULES: tuple[Rule, ...] = (
         _words_are_wrong,
         Action.REPAIR,
         "cinder has nova's attachment, but says {status}/{row}",
+    ),
+    Rule(
+        # all below would compute its status anew, and hide the error
+        'R8',
+        lambda p: p.volume is not None and p.volume.status == 'error',
+        Action.FLAG,
+        'the volume is in error, and the records differ',
     ),
     Rule(
         'R3a',
