@@ -129,6 +129,12 @@ def _same_host(pair: facts.Pair, row: facts.Row) -> bool:
     )
 
 
+def _alone(pair: facts.Pair) -> bool:
+    """Whether no other server has the volume, unless several may."""
+    multiattach = pair.volume is not None and pair.volume.multiattach
+    return multiattach or not (pair.other_rows or pair.other_mappings)
+
+
 def _words_are_wrong(pair: facts.Pair) -> bool:
     named = pair.named
     return (
@@ -136,6 +142,7 @@ def _words_are_wrong(pair: facts.Pair) -> bool:
         and _connected(pair)
         and _same_host(pair, named)
         and len(pair.rows) == 1
+        and _alone(pair)
     )
 
 
@@ -154,10 +161,7 @@ def _forgotten_row(pair: facts.Pair) -> facts.Row | None:
     others = (*pair.old_rows, *pair.other_rows)
     if any((r.created_at or '') > row.deleted_at for r in others):
         return None  # somebody used the volume meanwhile
-    multiattach = pair.volume is not None and pair.volume.multiattach
-    if not multiattach and (pair.other_rows or pair.other_mappings):
-        return None
-    return row
+    return row if _alone(pair) else None
 
 
 def _unfinished_detach(pair: facts.Pair) -> bool:
