@@ -159,7 +159,9 @@ def _forgotten_row(pair: facts.Pair) -> facts.Row | None:
     if not _same_host(pair, row) or row.deleted_at is None:
         return None
     others = (*pair.old_rows, *pair.other_rows)
-    if any((r.created_at or '') > row.deleted_at for r in others):
+    if any(
+        r is not row and (r.created_at or '') >= row.deleted_at for r in others
+    ):
         return None  # somebody used the volume meanwhile
     return row if _alone(pair) else None
 
