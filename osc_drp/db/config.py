@@ -14,7 +14,8 @@
 
 The files are read as the services read them (oslo.config: several files,
 ``<file>.d`` directories, ``$`` substitution), but never the environment:
-osc-drp lives among ``OS_*`` variables (oslo.config reads ``OS_<GROUP>__<OPTION>``).
+osc-drp lives among ``OS_*`` variables, and oslo.config would take
+``OS_DATABASE__CONNECTION`` over the file.
 """
 
 import copy
