@@ -110,6 +110,19 @@ def _find(
     return found[0]
 
 
+def _check_known(
+    wanted: collections.abc.Iterable[str],
+    known: collections.abc.Collection[str | None],
+    what: str,
+) -> None:
+    for name in wanted:
+        if name not in known:
+            raise exceptions.DrpError(
+                _("no server of the map has the %(what)s '%(name)s'")
+                % {'what': what, 'name': name}
+            )
+
+
 def select(
     cloud_map: facts.CloudMap,
     selection: Selection,
@@ -117,7 +130,8 @@ def select(
 ) -> Selected:
     """Pick what the options name; several kinds of options narrow it.
 
-    :raises DrpError: a name that the map does not have, or has twice
+    :raises DrpError: a name that the map does not have, or has twice; or
+        the options together pick nothing
     """
     # by the map first: its names are those the operator knows
     live = seen.servers.values() if seen else ()
@@ -142,17 +156,24 @@ def select(
     }
     wanted_volumes = {_find(v, volumes, 'volume') for v in selection.volumes}
 
+    # but a host is where the server is today
+    hosts = {
+        **{i: s.host for i, s in servers.items() if i in in_map},
+        **{s.id: s.host for s in live if s.id in in_map},
+    }
+    projects = {i: s.project_id for i, s in servers.items() if i in in_map}
+    _check_known(selection.projects, projects.values(), _('project'))
+    _check_known(selection.hosts, hosts.values(), _('host'))
+
     def meant(server_id: str) -> bool:
-        server = servers.get(server_id)
         if wanted_servers and server_id not in wanted_servers:
             return False
-        if selection.projects and (
-            server is None or server.project_id not in selection.projects
+        if (
+            selection.projects
+            and projects.get(server_id) not in selection.projects
         ):
             return False
-        return not selection.hosts or (
-            server is not None and server.host in selection.hosts
-        )
+        return not selection.hosts or hosts.get(server_id) in selection.hosts
 
     attachments = tuple(
         a
@@ -163,6 +184,10 @@ def select(
     server_ids = frozenset(s for s in in_map if meant(s))
     if wanted_volumes:
         server_ids &= {a.server_id for a in attachments}
+    if not server_ids and selection != Selection():
+        raise exceptions.DrpError(
+            _('the options together pick nothing of the map')
+        )
     return Selected(server_ids, attachments)
 
 
