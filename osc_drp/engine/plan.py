@@ -602,15 +602,44 @@ def decide_restart(
     if server.task_state is not None:
         return item(Do.WAIT, _('busy (%s)') % server.task_state)
     if server.vm_state == 'active':
-        return _decide_active(server, look, item)
+        step = _decide_active(server, look, item)
+    elif server.power_state not in rules.OFF_POWER:
+        step = _decide_odd(server, look, item)
+    elif server.vm_state == 'error':
+        step = item(Do.STOP, _('in error: stop, then start'))
+    else:
+        step = item(Do.START, _('off since the loss'))
+    if step.do not in (Do.START, Do.STOP):
+        return step
     broken = _disks_proven(server, pairs, in_map)
     if broken:
         return item(Do.FLAG, broken[1], broken[0])
     if look.started:
         return item(Do.FLAG, _('it went off again after its start'))
+    return step
+
+
+def _decide_odd(
+    server: facts.Server,
+    look: Look,
+    item: collections.abc.Callable[..., Item],
+) -> Item:
+    """Stopped or in error, but nova records that its guest is on.
+
+    nova's `start` would pull the plug of a guest that runs.
+    """
+    if not look.settled:
+        return item(Do.WAIT, _('nova may not have looked yet'))
     if server.vm_state == 'error':
-        return item(Do.STOP, _('in error: stop, then start'))
-    return item(Do.START, _('off since the loss'))
+        if not look.asked:
+            return item(Do.PROVE, _('in error, but its guest may run'))
+        if look.runs is False:
+            return item(Do.STOP, _('in error: stop, then start'))
+    return item(
+        Do.FLAG,
+        _('%(vm)s, but its guest is not off (power %(power)d)')
+        % {'vm': server.vm_state, 'power': server.power_state},
+    )
 
 
 def _decide_active(
