@@ -546,6 +546,8 @@ def _disks_proven(
     start_instance), so it is asked here, before.
     """
     listed = {p.volume_id for p in pairs if p.mappings}
+    if server.volume_backed and not (listed or server.volumes_attached):
+        return 'R8', _('it boots from a volume, and nova maps none for it')
     hidden = (server.volumes_attached or frozenset()) - listed
     if hidden:
         return 'G11', _(
