@@ -251,6 +251,8 @@ class PowerHistory(ty.NamedTuple):
     stopped_by_user: bool = False
     #: The newest power action is a stop that nova made by itself.
     stopped_by_nova: bool = False
+    #: The newest power action is a stop that this tool asked for.
+    stopped_by_us: bool = False
 
 
 #: The actions that tell whether somebody wanted the server on or off
@@ -283,7 +285,9 @@ def power_history(
         return PowerHistory()
     if newest.user_id is None:
         return PowerHistory(stopped_by_nova=True)
-    return PowerHistory(stopped_by_user=newest.request_id not in ours)
+    if newest.request_id in ours:
+        return PowerHistory(stopped_by_us=True)
+    return PowerHistory(stopped_by_user=True)
 
 
 def history_since(

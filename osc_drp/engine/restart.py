@@ -213,11 +213,18 @@ class Restart:
         return wanted is not None and wanted.ran
 
     def _lost(self, server_id: str) -> bool:
-        """Whether an automatic stop after --lost-at tells that it ran."""
+        """Whether it ran by --lost-at, although not when the map was taken.
+
+        Nova or a killed run of ours stopped it after that, or it still says
+        active: nova has not looked yet.
+        """
         if not self._settings.lost_at or self._ran(server_id):
             return False
         server = self.seen.servers.get(server_id)
-        return self._history(server_id, server).stopped_by_nova
+        if server is not None and server.vm_state == 'active':
+            return True
+        history = self._history(server_id, server)
+        return history.stopped_by_nova or history.stopped_by_us
 
     # -- the readiness gate ----------------------------------------------
 
