@@ -354,7 +354,7 @@ def why_not_restart(
     """
     if wanted is None and not lost:
         return Do.LEAVE, _('the map does not have this server')
-    if server is None:
+    if server is None or server.vm_state in ('deleted', 'soft-delete'):
         return Do.LEAVE, _('the server was deleted since')
     if wanted is not None and not wanted.ran and not lost:
         return Do.LEAVE, _('it did not run when the map was taken')
