@@ -801,7 +801,12 @@ def _detached(
     if not count:
         return None
     suspects = sum(1 for one in missing if wished_off(one))
-    if count >= suspects:
+    # what was attached since may be what was detached, too
+    attached = any(
+        a.action == 'attach_volume' and a.start_time > cloud_map.taken_at
+        for a in actions
+    )
+    if count >= suspects and not attached:
         return Do.LEAVE, _('a user detached it since')
     return Do.FLAG, _(
         'perhaps detached by a user since: %(count)d of %(suspects)d missing '
