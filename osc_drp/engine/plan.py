@@ -750,12 +750,16 @@ def _restore_one(
     )
     if not free:
         return Do.FLAG, '', _('the volume is %s') % volume.status
+    if volume.migration_status not in rules.NO_MIGRATION:
+        return Do.FLAG, 'G2', _('the volume is being migrated')
     if server.task_state is not None:
         return Do.FLAG, 'G6', _('the server is busy (%s)') % server.task_state
     if server.vm_state == 'stopped':
         return Do.FLAG, '', _('the server is off: start it first')
     if server.vm_state != 'active':
         return Do.FLAG, '', _('the server is %s') % server.vm_state
+    if server.power_state != facts.RUNNING:
+        return Do.FLAG, '', _('its guest is off: restart it first')
     return Do.ATTACH, '', _('neither record has it')
 
 
