@@ -14,8 +14,9 @@
 
 A lane is what must happen one after the other: the steps of one server, or
 all rows of one volume. Lanes run in threads, never more than ``parallel``
-at once and never more than ``per_host`` on one host. The first lane runs
-alone (the canary); after ``breaker`` failures in a row nothing new begins.
+at once and never more than ``per_host`` on one host. The first lane that
+has something to do runs alone (the canary); after ``breaker`` failures in a
+row nothing new begins. An interrupt reaches no lane: it begins nothing new.
 """
 
 import collections
@@ -135,18 +136,29 @@ def run(
     """
     results: dict[str, list[Outcome]] = {}
     scheduler = _Scheduler(lanes, limits)
-    if canary and len(lanes) > 1:
-        first = scheduler.take()
-        assert first is not None
-        results[first.key] = _work(first, scheduler)
-        if any(o.status == FAILED for o in results[first.key]):
-            scheduler.stop(_('the first one failed: nothing else was begun'))
+
+    def first() -> None:
+        while (lane := scheduler.take()) is not None:
+            results[lane.key] = _work(lane, scheduler)
+            statuses = {o.status for o in results[lane.key]}
+            if FAILED in statuses:
+                scheduler.stop(
+                    _('the first one failed: nothing else was begun')
+                )
+            if DONE in statuses:
+                return
 
     def worker() -> None:
         while (lane := scheduler.take()) is not None:
             results[lane.key] = _work(lane, scheduler)
 
-    interrupted = _run_workers(worker, limits.parallel, len(lanes), scheduler)
+    interrupted = None
+    if canary:
+        interrupted = _run_workers(first, 1, len(lanes), scheduler)
+    if not interrupted:
+        interrupted = _run_workers(
+            worker, limits.parallel, len(lanes), scheduler
+        )
     if scheduler.stopped:
         say(scheduler.stopped)
     for lane in scheduler.left_over():
