@@ -198,6 +198,17 @@ class TestObserve(Case):
         self.assertIsNone(found.attachment_id)
         self.assertEqual((server, volume), (found.server_id, found.volume_id))
 
+    def test_mapped_twice(self):
+        """A person's case: both must be seen."""
+        server = self.cloud.add_server(1)
+        volume = self.cloud.add_volume(101)
+        self.cloud.attach(server, volume, 201)
+        self.cloud.map(server, volume, 202, '/dev/vdc')
+        self.assertEqual(
+            {uid(201), uid(202)},
+            {m.attachment_id for m in read.observe(self.api).mappings},
+        )
+
     def test_building(self):
         self.cloud.add_server(
             1,
@@ -358,6 +369,14 @@ class TestIncomplete(Case):
         path = f'servers/{server}/os-volume_attachments'
         self.cloud.instead['GET', path] = deleted
         self.assertEqual({}, read.observe(self.api).servers)
+
+    def test_mappings_gone_but_not_the_server(self):
+        server = self.cloud.add_server(1)
+        self.cloud.attach(server, self.cloud.add_volume(101), 201)
+        path = f'servers/{server}/os-volume_attachments'
+        self.cloud.instead['GET', path] = fakes.Refusal(404, 'odd')
+        with self.assertRaisesRegex(exceptions.ApiError, 'odd'):
+            read.observe(self.api)
 
     def test_volume_that_nova_names_is_not_listed(self):
         server = self.cloud.add_server(1)
