@@ -31,11 +31,10 @@ import typing as ty
 from keystoneauth1 import adapter
 from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
-from openstack import exceptions as sdk_exceptions
 from osc_lib import exceptions as osc_exceptions
 import requests
-import urllib3
 
+from osc_drp.cloud import failures
 from osc_drp import exceptions
 from osc_drp.i18n import _
 
@@ -51,11 +50,6 @@ POST_TIMEOUT = 90.0
 #: How often a GET is sent again, and the longest pause between two.
 RETRIES = 3
 LONGEST_PAUSE = 30.0
-#: Passing troubles of a GET.
-RETRIABLE = frozenset({429, 503})
-#: After these nobody knows whether a POST was done: nova turns an RPC
-#: time-out into 500, load balancers answer 502 and 504.
-DOUBTFUL = frozenset({500, 502, 504})
 #: Connections kept per host; requests' default of 10 makes urllib3 warn on
 #: the user's terminal as soon as more threads are at work.
 POOL = 32
@@ -143,7 +137,7 @@ class Api:
         """
         try:
             return self._session.get_user_id()
-        except _FAILURES as exc:
+        except failures.FAILURES as exc:
             raise self._refused_login(exc) from exc
 
     def version(self, service: str, wanted: str) -> str:
@@ -160,7 +154,7 @@ class Api:
         """
         try:
             return bool(self._catalog_url(service))
-        except _FAILURES as exc:
+        except failures.FAILURES as exc:
             raise self._refused_login(exc) from exc
 
     def get(
@@ -224,7 +218,7 @@ class Api:
                 return self._once(
                     service, method, url, path, microversion, json, params
                 )
-            except _Passing as exc:
+            except failures.Passing as exc:
                 if not left:
                     raise exceptions.ApiError(str(exc)) from exc
                 LOG.debug('%s; trying again', exc)
@@ -263,13 +257,17 @@ class Api:
                     READ_TIMEOUT if reads else POST_TIMEOUT,
                 ),
             )
-        except _FAILURES as exc:
-            raise self._no_answer(service, method, url, exc) from exc
+        except failures.FAILURES as exc:
+            raise failures.no_answer(
+                self.cloud, service, method, url, exc
+            ) from exc
         date = self._hear(response)
         if not loud:
             LOG.debug('%s %s: %d', method, url, response.status_code)
         if response.status_code >= 300:
-            raise self._bad_answer(service, method, url, response)
+            raise failures.bad_answer(
+                self.cloud, service, method, url, response
+            )
         return Answer(
             response.status_code, self._body(service, url, response), date
         )
@@ -278,7 +276,7 @@ class Api:
         """Get a token first, lest keystone's silence look like the POST's."""
         try:
             self._session.get_auth_headers()
-        except _FAILURES as exc:
+        except failures.FAILURES as exc:
             raise self._refused_login(exc) from exc
 
     def _hear(self, response: requests.Response) -> str | None:
@@ -297,7 +295,7 @@ class Api:
         try:
             auth: ty.Any = self._session.auth
             issued = auth.get_access(self._session).issued
-        except (*_FAILURES, AttributeError):
+        except (*failures.FAILURES, AttributeError):
             # Not every way to log in has a token with a time.
             return
         if issued is not None:
@@ -355,7 +353,7 @@ class Api:
             if service not in self._endpoints:
                 try:
                     self._endpoints[service] = self._discover(service)
-                except _FAILURES as exc:
+                except failures.FAILURES as exc:
                     raise self._no_endpoint(service, exc) from exc
             return self._endpoints[service]
 
@@ -392,7 +390,7 @@ class Api:
     ) -> exceptions.ApiError:
         try:
             url = self._catalog_url(service)
-        except _FAILURES as failure:
+        except failures.FAILURES as failure:
             return self._refused_login(failure)
         return exceptions.ApiError(
             _(
@@ -403,120 +401,12 @@ class Api:
                 'cloud': self.cloud,
                 'service': service,
                 'url': url,
-                'reason': _reason(exc),
+                'reason': failures.reason(exc),
             }
         )
 
     def _refused_login(self, exc: Exception) -> exceptions.ApiError:
-        return login_error(self.cloud, self._region, exc)
-
-    def _no_answer(
-        self, service: str, method: str, url: str, exc: Exception
-    ) -> Exception:
-        words = {
-            'cloud': self.cloud,
-            'service': service,
-            'method': method,
-            'url': url,
-            'reason': _reason(exc),
-        }
-        if method == 'GET' or _not_sent(exc):
-            message = (
-                _(
-                    "cloud '%(cloud)s': %(service)s does not answer at "
-                    '%(url)s (%(reason)s): check that it is up'
-                )
-                % words
-            )
-            if method == 'GET' and isinstance(exc, _CONNECTION):
-                return _Passing(message)
-            return exceptions.ApiError(message)
-        return exceptions.Unanswered(
-            _(
-                "cloud '%(cloud)s': %(service)s gave no answer to %(method)s "
-                '%(url)s (%(reason)s): it may be done or not'
-            )
-            % words
-        )
-
-    def _bad_answer(
-        self,
-        service: str,
-        method: str,
-        url: str,
-        response: requests.Response,
-    ) -> Exception:
-        status = response.status_code
-        words = {
-            'cloud': self.cloud,
-            'service': service,
-            'method': method,
-            'url': url,
-            'status': status,
-            'message': _message(response),
-        }
-        if status == 404:
-            return exceptions.NotFound('{service}: {message}'.format(**words))
-        if status in (400, 409):
-            return exceptions.Conflict('{service}: {message}'.format(**words))
-        if status == 403:
-            return exceptions.ApiError(
-                _(
-                    "cloud '%(cloud)s': user is not an administrator: "
-                    '%(message)s'
-                )
-                % words
-            )
-        if status == 401:
-            return exceptions.ApiError(
-                _(
-                    "cloud '%(cloud)s': user is not an administrator, or "
-                    '%(service)s cannot ask keystone: it does not take our '
-                    'token (401): %(message)s'
-                )
-                % words
-            )
-        message = (
-            _(
-                "cloud '%(cloud)s': %(service)s answers %(status)d to "
-                '%(method)s %(url)s: %(message)s'
-            )
-            % words
-        )
-        if method == 'GET' and status in RETRIABLE:
-            return _Passing(message, _retry_after(response))
-        if method != 'GET' and status in DOUBTFUL:
-            return exceptions.Unanswered(message)
-        return exceptions.ApiError(message)
-
-
-class _Passing(Exception):
-    """Sending the request again may help."""
-
-    def __init__(self, message: str, pause: float | None = None) -> None:
-        super().__init__(message)
-        self.pause = pause
-
-
-#: keystoneauth's and the SDK's errors share no base; OSError is a missing CA
-#: file, and the base of what requests raises.
-_FAILURES = (
-    ksa_exceptions.ClientException,
-    sdk_exceptions.SDKException,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
-_CONNECTION = (
-    ksa_exceptions.RetriableConnectionFailure,
-    requests.exceptions.ConnectionError,
-    requests.exceptions.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-)
-_TIMEOUTS = (
-    requests.exceptions.Timeout,
-    urllib3.exceptions.TimeoutError,
-    TimeoutError,
-)
+        return failures.login_error(self.cloud, self._region, exc)
 
 
 def connect(app: ty.Any) -> Api:
@@ -540,10 +430,10 @@ def connect(app: ty.Any) -> Api:
         session = manager.session
         _tune(session)
         session.get_token()
-    except (*_FAILURES, osc_exceptions.CommandError) as exc:
-        raise login_error(cloud, region, exc) from exc
+    except (*failures.FAILURES, osc_exceptions.CommandError) as exc:
+        raise failures.login_error(cloud, region, exc) from exc
     except osc_exceptions.AuthorizationFailure as exc:
-        raise login_error(cloud, region, exc) from exc
+        raise failures.login_error(cloud, region, exc) from exc
     return Api(session, region, cloud)
 
 
@@ -560,98 +450,6 @@ def _tune(session: ksa_session.Session) -> None:
             session.session.mount(
                 prefix, ksa_session.TCPKeepAliveAdapter(pool_maxsize=POOL)
             )
-
-
-def login_error(
-    cloud: str, region: ty.Any, exc: Exception
-) -> exceptions.ApiError:
-    """Say in one sentence why there is no token."""
-    url = (region.config.get('auth') or {}).get('auth_url')
-    words = {'cloud': cloud, 'url': url, 'reason': _reason(exc)}
-    if isinstance(exc, ksa_exceptions.Unauthorized):
-        return exceptions.ApiError(
-            _(
-                "cloud '%(cloud)s': keystone at %(url)s refuses user or "
-                'password: %(reason)s'
-            )
-            % words
-        )
-    if isinstance(exc, (*_CONNECTION, ksa_exceptions.DiscoveryFailure)):
-        return exceptions.ApiError(
-            _(
-                "cloud '%(cloud)s': keystone does not answer at %(url)s "
-                '(%(reason)s): check that it and its database are up'
-            )
-            % words
-        )
-    return exceptions.ApiError(
-        _("cloud '%(cloud)s': cannot log in: %(reason)s") % words
-    )
-
-
-def _chain(exc: BaseException | None) -> ty.Iterator[BaseException]:
-    """Walk from an error to what caused it, also inside urllib3's."""
-    seen: set[int] = set()
-    while exc is not None and id(exc) not in seen:
-        seen.add(id(exc))
-        yield exc
-        inner = getattr(exc, 'reason', None)
-        if not isinstance(inner, BaseException):
-            inner = next(
-                (a for a in exc.args if isinstance(a, BaseException)), None
-            )
-        exc = inner or exc.__cause__ or exc.__context__
-
-
-def _reason(exc: BaseException) -> str:
-    """Give the innermost reason in few words."""
-    links = list(_chain(exc))
-    for link in links:
-        # urllib3 counts a refused connection among its time-outs.
-        if isinstance(link, OSError) and link.strerror:
-            return link.strerror
-    if any(isinstance(link, _TIMEOUTS) for link in links):
-        return _('timed out')
-    return ' '.join(str(exc).split()) or type(exc).__name__
-
-
-def _not_sent(exc: BaseException) -> bool:
-    """Whether the request provably never left: no connection was made."""
-    return any(
-        isinstance(
-            link,
-            (
-                requests.exceptions.ConnectTimeout,
-                urllib3.exceptions.NewConnectionError,
-                urllib3.exceptions.ConnectTimeoutError,
-            ),
-        )
-        for link in _chain(exc)
-    )
-
-
-def _message(response: requests.Response) -> str:
-    """Dig the service's own words out of an error answer.
-
-    nova, cinder and keystone wrap them ({"itemNotFound": {"message": ..}}),
-    neutron too ({"NeutronError": {"message": ..}}); proxies answer HTML.
-    """
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if isinstance(body, dict):
-        for part in (body, *body.values()):
-            if isinstance(part, dict) and isinstance(part.get('message'), str):
-                return ' '.join(part['message'].split())
-    return f'{response.status_code} {response.reason or ""}'.strip()
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    try:
-        return max(float(response.headers['Retry-After']), 0.0)
-    except (KeyError, ValueError):
-        return None
 
 
 def _iso(when: datetime.datetime) -> str:

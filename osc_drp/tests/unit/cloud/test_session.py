@@ -318,6 +318,22 @@ class TestErrors(Case):
         self.assertEqual(4, len(self.server.sent('GET')))
         self.assertEqual([1.0, 2.0, 4.0], self.sleeps)
 
+    def test_answer_that_breaks_off(self):
+        def half(handler):
+            handler.send_response_only(200)
+            handler.send_header('Content-Length', '1000')
+            handler.end_headers()
+            handler.wfile.write(b'{"services": [')
+            return hang_up(handler)
+
+        self.server.tricks = [half]
+        self.assertEqual(200, self.get().status)
+        self.server.requests.clear()
+        self.server.tricks = [half]
+        with self.assertRaises(exceptions.Unanswered):
+            self.post()
+        self.assertEqual(1, len(self.server.sent('POST')))
+
     def test_get_not_for_ever(self):
         self.server.tricks = [say(503)] * 9
         self.refused(exceptions.ApiError, 'answers 503', self.get)
