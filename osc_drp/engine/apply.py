@@ -84,6 +84,7 @@ class _Scheduler:
         self._limits = limits
         self._changed = threading.Condition()
         self._failures = 0
+        self._under_way = 0
         self.stopped = ''
 
     def take(self) -> Lane | None:
@@ -94,14 +95,27 @@ class _Scheduler:
                     if self._busy[lane.host] < self._limits.per_host:
                         self._waiting.remove(lane)
                         self._busy[lane.host] += 1
+                        self._under_way += 1
                         return lane
                 self._changed.wait(1.0)
             return None
 
-    def done(self, lane: Lane, outcomes: list[Outcome]) -> None:
-        """Give the lane's host its room back; count failures in a row."""
+    def ended(self, lane: Lane) -> None:
+        """Give the lane's host its room back."""
         with self._changed:
             self._busy[lane.host] -= 1
+            self._under_way -= 1
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until no lane is under way."""
+        with self._changed:
+            while self._under_way:
+                self._changed.wait(1.0)
+
+    def count(self, outcomes: list[Outcome]) -> None:
+        """Count failures in a row."""
+        with self._changed:
             if any(o.status == FAILED for o in outcomes):
                 self._failures += 1
             elif any(o.status == DONE for o in outcomes):
@@ -111,7 +125,6 @@ class _Scheduler:
                     _('%d failures in a row: nothing new was begun')
                     % self._failures
                 )
-            self._changed.notify_all()
 
     def stop(self, why: str) -> None:
         """Begin nothing new."""
@@ -170,17 +183,20 @@ def run(
 
 def _work(lane: Lane, scheduler: _Scheduler) -> list[Outcome]:
     try:
-        outcomes = lane.work()
-    except exceptions.DrpError as error:
-        outcomes = [
-            dataclasses.replace(o, status=FAILED, what=str(error))
-            for o in lane.untried
-        ]
+        try:
+            outcomes = lane.work()
+        except exceptions.DrpError as error:
+            outcomes = [
+                dataclasses.replace(o, status=FAILED, what=str(error))
+                for o in lane.untried
+            ]
+        scheduler.count(outcomes)
     except BaseException:
-        # a bug, or an interrupt: begin nothing new, and let it be seen
+        # a bug: begin nothing new, and let it be seen
         scheduler.stop(_('stopped by an unexpected error'))
         raise
-    scheduler.done(lane, outcomes)
+    finally:
+        scheduler.ended(lane)
     return outcomes
 
 
@@ -192,12 +208,13 @@ def _run_workers(
 ) -> BaseException | None:
     count = max(1, min(parallel, lanes))
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(worker) for _n in range(count)]
         try:
+            futures = [pool.submit(worker) for _n in range(count)]
             for future in futures:
                 future.result()
         except BaseException as error:
+            # not by the futures: an interrupt in submit() loses one
             scheduler.stop(_('interrupted: finishing what is under way'))
-            concurrent.futures.wait(futures)
+            scheduler.wait()
             return error
     return None
