@@ -13,9 +13,13 @@
 """The map of all attachments: take it, look at it."""
 
 import argparse
+import typing as ty
 
 from osc_drp.commands import base
 from osc_drp.i18n import _
+
+if ty.TYPE_CHECKING:
+    from osc_drp.engine import facts
 
 
 class SaveAttachments(base.DrpCommand):
@@ -24,7 +28,8 @@ class SaveAttachments(base.DrpCommand):
         'Step 1 of the recovery, or better: done daily. The map is the union '
         "of nova's and cinder's records. An existing file is never "
         'overwritten; a cell that is down or a short listing is an error and '
-        'leaves no file (admin only).'
+        'leaves no file (admin only). The databases give the same map as the '
+        'APIs, much faster, and while keystone is still down.'
     )
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -34,19 +39,27 @@ class SaveAttachments(base.DrpCommand):
             metavar='<file>',
             help=_('File to write the map to (- for standard output)'),
         )
+        parser.add_argument(
+            '--source',
+            choices=('api', 'database'),
+            default='api',
+            help=_('Where to read both records (default: api)'),
+        )
+        base.add_databases(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        from osc_drp.cloud import read
-        from osc_drp.cloud import session
         from osc_drp.engine import mapmaker
         from osc_drp import mapfile
         from osc_drp import report
 
         mapfile.refuse_existing(parsed_args.file)
-        api = session.connect(self.app)
-        seen = read.observe(api)
-        cloud_map = mapmaker.make_map(seen, api.cloud)
+        if parsed_args.source == 'database':
+            with base.databases(parsed_args) as databases:
+                seen = databases.observe()
+        else:
+            seen = self._ask()
+        cloud_map = mapmaker.make_map(seen, base.cloud_name(self.app))
         digest = mapfile.write(cloud_map, parsed_args.file)
         report.Reporter(self.app.stderr).say(
             _(
@@ -60,6 +73,12 @@ class SaveAttachments(base.DrpCommand):
                 'sha256': digest,
             }
         )
+
+    def _ask(self) -> 'facts.Observation':
+        from osc_drp.cloud import read
+        from osc_drp.cloud import session
+
+        return read.observe(session.connect(self.app))
 
 
 class ShowAttachments(base.DrpLister):

@@ -168,6 +168,17 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def databases(parsed_args: argparse.Namespace) -> ty.Any:
+    """Open the databases that the options name (a context manager)."""
+    from osc_drp.db import client
+
+    return client.connect(
+        parsed_args.nova_config_file,
+        parsed_args.cinder_config_file,
+        parsed_args.config_file,
+    )
+
+
 def add_lost_at(parser: argparse.ArgumentParser) -> None:
     """Add the option that says when the power went."""
     parser.add_argument(

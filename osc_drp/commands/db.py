@@ -76,7 +76,6 @@ class ResetDatabase(base.DrpLister):
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import mapfile
         from osc_drp import report
-        from osc_drp.db import client
         from osc_drp.engine import apply
         from osc_drp.engine import plan
         from osc_drp.engine import reset
@@ -88,11 +87,7 @@ class ResetDatabase(base.DrpLister):
         outcomes: list[apply.Outcome] = []
         with (
             held.held(parsed_args.dry_run),
-            client.connect(
-                parsed_args.nova_config_file,
-                parsed_args.cinder_config_file,
-                parsed_args.config_file,
-            ) as databases,
+            base.databases(parsed_args) as databases,
         ):
             databases.check_grants()
             job = reset.Reset(
