@@ -53,19 +53,14 @@ class Run:
         self._fd = os.open(
             path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
         )
-        self._end_torn_line()
+        content = (path / FILE).read_bytes()
+        #: The power, or a full disk, cut the last line in the middle.
+        self._torn = bool(content) and not content.endswith(b'\n')
 
     @property
     def id(self) -> str:
         """The name of the run's directory."""
         return self.path.name
-
-    def _end_torn_line(self) -> None:
-        """Close a line that the power cut in the middle."""
-        content = (self.path / FILE).read_bytes()
-        if content and not content.endswith(b'\n'):
-            os.write(self._fd, b'\n')
-            os.fsync(self._fd)
 
     def write(self, event: str, **fields: ty.Any) -> None:
         """Append one entry and wait until the disk has it.
@@ -75,6 +70,9 @@ class Run:
         """
         entry = {'at': _now(), 'event': event, **fields}
         line = json.dumps(entry, sort_keys=True).encode() + b'\n'
+        if self._torn:
+            line = b'\n' + line
+        self._torn = True
         try:
             written = os.write(self._fd, line)
             os.fsync(self._fd)
@@ -88,6 +86,7 @@ class Run:
                 _('cannot write the journal %s: the disk is full')
                 % (self.path / FILE)
             )
+        self._torn = False
 
     def close(self) -> None:
         """Close the file; the run stays unfinished unless it said so."""
