@@ -45,6 +45,15 @@ def _now() -> str:
     return now.isoformat(timespec='milliseconds')
 
 
+def _sync(directory: pathlib.Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 class Run:
     """One run's journal, open for appending."""
 
@@ -175,18 +184,18 @@ class RunDirectory:
             stamp, command.replace(' ', '-'), secrets.token_hex(2)
         )
         path = self.path / name
-        path.mkdir(mode=0o700)
-        run = Run(path)
-        self._sync()
+        try:
+            path.mkdir(mode=0o700)
+            run = Run(path)
+            _sync(path)
+            _sync(self.path)
+        except OSError as error:
+            raise exceptions.DrpError(
+                _('cannot make the journal %(path)s: %(error)s')
+                % {'path': path, 'error': error.strerror}
+            ) from error
         run.write('begin', command=command, subject=subject)
         return run
-
-    def _sync(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def unfinished(
         self, command: str, subject: dict[str, ty.Any]
