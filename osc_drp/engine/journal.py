@@ -139,16 +139,14 @@ class RunDirectory:
         :raises Refused: another run is under way
         :raises DrpError: the directory cannot be made or written
         """
+        fd = -1
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise exceptions.DrpError(
-                _('cannot use the run directory %(path)s: %(error)s')
-                % {'path': self.path, 'error': error.strerror}
-            ) from error
-        try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            note = f'{owner}, pid {os.getpid()}, since {_now()}\n'
+            os.write(fd, note.encode())
         except BlockingIOError:
             holder = os.read(fd, 500).decode(errors='replace').strip()
             os.close(fd)
@@ -156,8 +154,13 @@ class RunDirectory:
                 _('another run is under way on this cloud: %s')
                 % (holder or _('unknown owner'))
             ) from None
-        os.ftruncate(fd, 0)
-        os.write(fd, f'{owner}, pid {os.getpid()}, since {_now()}\n'.encode())
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise exceptions.DrpError(
+                _('cannot use the run directory %(path)s: %(error)s')
+                % {'path': self.path, 'error': error.strerror}
+            ) from error
         self._lock = fd
 
     def unlock(self) -> None:
