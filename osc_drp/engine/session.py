@@ -15,6 +15,7 @@
 import collections.abc
 import contextlib
 import getpass
+import os
 import pathlib
 import socket
 import typing as ty
@@ -22,6 +23,14 @@ import typing as ty
 from osc_drp.engine import journal
 from osc_drp.engine import ports
 from osc_drp.i18n import _
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # a container without a name for the uid
+        return f'uid {os.getuid()}'
 
 
 class Session:
@@ -48,8 +57,8 @@ class Session:
         if dry_run:
             yield
             return
-        owner = f'{self._command} by {getpass.getuser()} on '
-        self.runs.lock(owner + socket.gethostname())
+        owner = f'{self._command} by {_user()} on {socket.gethostname()}'
+        self.runs.lock(owner)
         try:
             yield
         finally:
