@@ -1,0 +1,351 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The journal: on the disk before it counts, readable after any crash."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+from osc_drp import exceptions
+from osc_drp.engine import journal
+
+SUBJECT = {'map': 'f' * 64, 'selection': {'servers': ['s1']}}
+HOLD = """
+import pathlib, sys, time
+from osc_drp.engine import journal
+runs = journal.RunDirectory(pathlib.Path(sys.argv[1]))
+runs.lock('db reset by ann on control1')
+print('held', flush=True)
+time.sleep(600)
+"""
+
+
+class TestCase(unittest.TestCase):
+    """Has a run directory."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = pathlib.Path(directory.name) / 'state' / 'lab'
+        self.path.mkdir(parents=True)
+        self.runs = journal.RunDirectory(self.path)
+        self._second = 0
+        self._closed = set()
+
+    def close(self, run):
+        """Close a journal once."""
+        if run not in self._closed:
+            self._closed.add(run)
+            run.close()
+
+    def begin(self, command='db reset', subject=SUBJECT):
+        """Begin a run a second later than the one before."""
+        self._second += 1
+        real = journal.datetime.datetime.now(journal.datetime.UTC)
+        when = real + journal.datetime.timedelta(seconds=self._second)
+        with mock.patch.object(journal, 'datetime') as fake:
+            fake.datetime.now.return_value = when
+            run = self.runs.begin(command, subject)
+        self.addCleanup(self.close, run)
+        return run
+
+
+class TestRun(TestCase):
+    """One journal."""
+
+    def lines(self, run):
+        return (run.path / journal.FILE).read_bytes()
+
+    def test_entries_come_back_in_order(self):
+        run = self.begin()
+        run.write('old', rows={'b': 1, 'a': None}, text='zwölf\n')
+        run.write('end')
+        events = [e['event'] for e in run.entries()]
+        self.assertEqual(['begin', 'old', 'end'], events)
+        old = run.entries()[1]
+        self.assertEqual({'b': 1, 'a': None}, old['rows'])
+        self.assertEqual('zwölf\n', old['text'])
+        self.assertTrue(old['at'].endswith('+00:00'))
+        self.assertEqual(3, self.lines(run).count(b'\n'))
+
+    def test_on_the_disk_before_write_returns(self):
+        run = self.begin()
+        calls = []
+        write, fsync = os.write, os.fsync
+
+        def note_write(fd, data):
+            calls.append(('write', fd, json.loads(data)['event']))
+            return write(fd, data)
+
+        def note_fsync(fd):
+            calls.append(('fsync', fd))
+            return fsync(fd)
+
+        with (
+            mock.patch.object(os, 'write', note_write),
+            mock.patch.object(os, 'fsync', note_fsync),
+        ):
+            run.write('one')
+            calls.append('returned')
+            run.write('two')
+        fd = calls[0][1]
+        self.assertEqual(
+            [
+                ('write', fd, 'one'),
+                ('fsync', fd),
+                'returned',
+                ('write', fd, 'two'),
+                ('fsync', fd),
+            ],
+            calls,
+        )
+
+    def test_names_are_on_the_disk_before_begin_returns(self):
+        synced = []
+        fsync = os.fsync
+
+        def note(fd):
+            synced.append(os.readlink(f'/proc/self/fd/{fd}'))
+            return fsync(fd)
+
+        with mock.patch.object(os, 'fsync', note):
+            run = self.begin()
+        real = run.path.resolve()
+        self.assertIn(str(real), synced)
+        self.assertIn(str(real.parent), synced)
+        self.assertIn(str(real / journal.FILE), synced)
+
+    def test_only_the_owner_may_read(self):
+        before = os.umask(0)
+        self.addCleanup(os.umask, before)
+        runs = journal.RunDirectory(self.path / 'new')
+        runs.lock('me')
+        self.addCleanup(runs.unlock)
+        run = runs.begin('db reset', SUBJECT)
+        self.addCleanup(run.close)
+        for path, mode in (
+            (runs.path, 0o700),
+            (runs.path / journal.LOCK, 0o600),
+            (run.path, 0o700),
+            (run.path / journal.FILE, 0o600),
+        ):
+            self.assertEqual(mode, stat.S_IMODE(path.stat().st_mode), path)
+
+    def test_torn_last_line(self):
+        run = self.begin()
+        run.write('old', n=1)
+        self.close(run)
+        file = run.path / journal.FILE
+        whole = file.read_bytes()
+        for cut in range(1, len(whole.splitlines()[-1])):
+            file.write_bytes(whole[: -cut - 1])
+            again = journal.Run(run.path)
+            again.write('resume')
+            again.close()
+            events = [e['event'] for e in again.entries()]
+            self.assertEqual(['begin', 'resume'], events)
+        file.write_bytes(whole[:-1])  # all but its end
+        again = journal.Run(run.path)
+        again.write('resume')
+        again.close()
+        events = [e['event'] for e in again.entries()]
+        self.assertEqual(['begin', 'old', 'resume'], events)
+
+    def test_what_is_no_entry_is_left_out(self):
+        run = self.begin()
+        with (run.path / journal.FILE).open('ab') as file:
+            file.write(b'\0\0\0\n[1]\n7\n\xff\n')
+        run.write('end')
+        self.assertEqual(2, len(run.entries()))
+
+    def test_disk_full(self):
+        run = self.begin()
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for name in 'write', 'fsync':
+            with mock.patch.object(os, name, side_effect=full):
+                with self.assertRaisesRegex(
+                    exceptions.DrpError, 'cannot write .*No space left'
+                ):
+                    run.write('old')
+
+    def test_disk_full_in_the_middle_of_a_line(self):
+        run = self.begin()
+        write = os.write
+        with mock.patch.object(
+            os, 'write', lambda fd, data: write(fd, data[:9])
+        ):
+            with self.assertRaisesRegex(exceptions.DrpError, 'full'):
+                run.write('torn')
+        # what comes when there is room again is not lost with it
+        run.write('whole')
+        run.write('end')
+        events = [e['event'] for e in run.entries()]
+        self.assertEqual(['begin', 'whole', 'end'], events)
+
+    def test_disk_full_at_the_beginning(self):
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with mock.patch.object(pathlib.Path, 'mkdir', side_effect=full):
+            with self.assertRaisesRegex(exceptions.DrpError, 'No space left'):
+                self.begin()
+
+    def test_no_file_is_no_entries(self):
+        self.assertEqual([], journal.read(self.path / 'nothing'))
+
+
+class TestLock(TestCase):
+    """One run at a time."""
+
+    def hold(self):
+        child = subprocess.Popen(
+            [sys.executable, '-c', HOLD, str(self.path)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.addCleanup(child.stdout.close)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        self.assertEqual('held\n', child.stdout.readline())
+        return child
+
+    def test_another_process_is_named(self):
+        child = self.hold()
+        with self.assertRaises(exceptions.Refused) as caught:
+            self.runs.lock('me')
+        self.assertIn('db reset by ann on control1', str(caught.exception))
+        self.assertIn(f'pid {child.pid}', str(caught.exception))
+        self.assertEqual(4, caught.exception.exit_code)
+
+    def test_of_a_killed_owner_it_is_free(self):
+        child = self.hold()
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        self.runs.lock('me')
+        note = (self.path / journal.LOCK).read_text()
+        self.assertTrue(note.startswith('me, pid '))
+        self.assertNotIn('ann', note)
+        self.runs.unlock()
+
+    def test_twice_in_one_process(self):
+        self.runs.lock('me')
+        other = journal.RunDirectory(self.path)
+        with self.assertRaisesRegex(exceptions.Refused, 'me, pid'):
+            other.lock('you')
+        self.runs.unlock()
+        other.lock('you')
+        other.unlock()
+        other.unlock()  # harmless
+
+    def test_directory_that_cannot_be_used(self):
+        file = self.path / 'file'
+        file.write_text('')
+        with self.assertRaisesRegex(exceptions.DrpError, 'run directory'):
+            journal.RunDirectory(file).lock('me')
+        for name in 'flock', 'write':
+            module = journal.fcntl if name == 'flock' else os
+            failure = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            with mock.patch.object(module, name, side_effect=failure):
+                with self.assertRaisesRegex(exceptions.DrpError, 'No locks'):
+                    self.runs.lock('me')
+        self.runs.lock('me')
+        self.runs.unlock()
+
+
+class TestRunDirectory(TestCase):
+    """What earlier runs tell."""
+
+    def unfinished(self, command='db reset', subject=SUBJECT):
+        return self.runs.unfinished(command, subject)
+
+    def test_no_directory(self):
+        runs = journal.RunDirectory(self.path / 'nothing')
+        self.assertEqual([], runs.runs())
+        self.assertIsNone(runs.unfinished('db reset', SUBJECT))
+        self.assertEqual({}, runs.resets())
+        self.assertEqual({}, runs.stops())
+
+    def test_the_name_of_a_run(self):
+        run = self.begin('servers restart')
+        self.assertRegex(run.id, r'^\d{8}T\d{6}Z-servers-restart-[0-9a-f]{4}$')
+        self.assertEqual([run.path], self.runs.runs())
+
+    def test_unfinished_goes_on_with_the_newest(self):
+        self.begin()
+        newest = self.begin()
+        self.assertEqual(newest.path, self.unfinished())
+
+    def test_a_finished_run_hides_older_ones(self):
+        self.begin()
+        self.begin().write('end')
+        self.assertIsNone(self.unfinished())
+
+    def test_only_of_the_same_command_and_subject(self):
+        run = self.begin()
+        self.begin('servers restart').write('end')
+        self.begin(subject={**SUBJECT, 'map': 'e' * 64}).write('end')
+        self.assertEqual(run.path, self.unfinished())
+        self.assertIsNone(self.unfinished('servers start'))
+        self.assertIsNone(self.unfinished(subject={}))
+
+    def test_a_run_whose_first_line_is_torn_never_began(self):
+        run = self.begin()
+        torn = self.begin()
+        (torn.path / journal.FILE).write_bytes(b'{"at": "2026')
+        self.assertEqual(run.path, self.unfinished())
+
+    def reset(self, run, volume, at, status=None):
+        which = {'action': 'reset', 'server': 's1', 'volume': volume}
+        run.write('old', cloud_time=at, rows={}, **which)
+        if status:
+            run.write('outcome', status=status, what='', **which)
+
+    def test_resets(self):
+        run = self.begin()
+        self.reset(run, 'done', '1', 'done')
+        self.reset(run, 'killed', '2')
+        self.reset(run, 'declined', '3', 'open')
+        self.reset(run, 'failed', '4', 'failed')
+        self.reset(run, 'twice', '5', 'done')
+        self.reset(self.begin(), 'twice', '6', 'done')
+        run.write('outcome', action='restart', server='s1', status='failed')
+        run.write(
+            'outcome',
+            action='attach',
+            server='s1',
+            volume='done',
+            status='failed',
+        )
+        self.assertEqual(
+            {
+                ('s1', 'done'): '1',
+                ('s1', 'killed'): '2',
+                ('s1', 'twice'): '6',
+            },
+            self.runs.resets(),
+        )
+
+    def test_stops(self):
+        run = self.begin('servers restart')
+        run.write('before', action='stop', server='s1', newest='r1')
+        run.write('before', action='start', server='s1', newest='r2')
+        run.write('before', action='stop', server='s2', newest=None)
+        run = self.begin('servers restart')
+        run.write('before', action='stop', server='s1', newest='r3')
+        self.assertEqual({'s1': ['r1', 'r3'], 's2': [None]}, self.runs.stops())
