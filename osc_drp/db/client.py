@@ -14,6 +14,7 @@
 
 import collections.abc
 import contextlib
+import os
 
 from osc_drp.db import config
 from osc_drp.db import engines
@@ -58,6 +59,12 @@ class Client:
             what running again finishes
         """
         write.reset(self._databases, pair, confirm, record)
+
+
+def configured() -> bool:
+    """Tell whether both services' files lie where they usually do."""
+    usual = (config.NOVA_CONF, config.CINDER_CONF)
+    return all(os.access(path, os.R_OK) for path in usual)
 
 
 @contextlib.contextmanager

@@ -348,6 +348,9 @@ def _translate(database: Database, context: sa.ExceptionContext) -> None:
     oslo.db's filters classify what they know, deadlocks of Galera and lost
     connections above all (oslo.db 18.1.1 sqlalchemy/exc_filters.py).
     """
+    if not database.mysql:
+        # A file is never lost (and oslo.db's listeners fail if it is).
+        context.is_disconnect = False
     if context.sqlalchemy_exception is None:
         # No error of the database: an interrupt, a bug.
         return

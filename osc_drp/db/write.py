@@ -102,6 +102,8 @@ _ALWAYS: dict[sa.Table, tuple[sa.ColumnElement[bool], ...]] = {
 #: Volume states from which a volume may be made free (INTERNALS 2.1); from
 #: any other, "available" would hide what cinder still has to do or to tell.
 _RELEASABLE = ('available', 'in-use', 'attaching', 'detaching', 'reserved')
+#: Of the server's power states: nothing runs (DESIGN 4, step 2).
+_OFF = (facts.NOSTATE, facts.SHUTDOWN, facts.CRASHED)
 #: Making a volume in-use is also right where its export failed (DESIGN 5).
 _REPAIRABLE = (*_RELEASABLE, 'error')
 
@@ -221,6 +223,7 @@ def reset(
         with _locked(dbs, *_key(pair), confirm) as held:
             held.expect(pair)
             held.volume_in(_RELEASABLE)
+            held.server_off()
             held.require(
                 bool(held.mappings or held.dropped), 'nova does not map it'
             )
@@ -356,6 +359,7 @@ class _Held:
     volume_id: str
     #: The server's; None: nova does not know it, nothing of it is locked.
     cell: str | None
+    server: facts.Server | None
     volume: facts.Volume
     #: Live: of the server, of others, and of the volume as a whole.
     mappings: tuple[facts.Mapping, ...]
@@ -394,6 +398,16 @@ class _Held:
         status, migration = self.volume.status, self.volume.migration_status
         self.require(status in statuses, f'it is {status}')
         self.require(migration in (None, 'success', 'error'), 'it migrates')
+
+    def server_off(self) -> None:
+        """Stop unless the server is off, and nova has nothing to do."""
+        server = self.server
+        off = server is not None and (
+            server.vm_state in ('stopped', 'error')
+            and server.task_state is None
+            and server.power_state in _OFF
+        )
+        self.require(off, 'the server is not off')
 
     def alone(self) -> None:
         """Stop if others have the volume, unless they may."""
@@ -479,6 +493,7 @@ def _hold(
         server_id=server_id,
         volume_id=volume_id,
         cell=cell,
+        server=server,
         volume=volume,
         mappings=tuple(m for m in ours if not m.deleted),
         all_mappings=tuple(mappings),
@@ -810,14 +825,17 @@ def _settled(
     """After a failure, read what is true; put back nova's half if alone.
 
     :returns: whether all was done after all, and only the answer was lost
-    :raises DatabaseError: if it cannot be read
+    :raises DatabaseError: if it cannot be read, and so is not known
     """
     for connection in (held.on.cinder, *held.on.cells.values()):
+        # Not rollback(): after a failed commit it has nothing to do.
         with contextlib.suppress(exceptions.DatabaseError):
-            connection.rollback()
+            connection.close()
     try:
         done = _patiently(lambda: _settle(held, halves), lost=True)
     except exceptions.DrpError as e:
+        if not isinstance(error, Exception):
+            return False
         raise exceptions.DatabaseError(
             f'Volume {held.volume_id} of server {held.server_id}: not known'
             f' whether it was done, run this again: {e}'

@@ -60,9 +60,10 @@ class CloudFixture(fixtures.Fixture):
         names |= {f'nova_{cell}': tables.CELL for cell in CELLS}
         self._urls = self._make(list(names))
         self.engines = {
-            name: sa.create_engine(self._urls[name], poolclass=sa.NullPool)
-            for name in names
+            name: sa.create_engine(self._urls[name]) for name in names
         }
+        for engine in self.engines.values():
+            self.addCleanup(engine.dispose)
         for name, metadata in names.items():
             metadata.create_all(self.engines[name])
         for number, cell in enumerate(CELLS):
@@ -82,7 +83,9 @@ class CloudFixture(fixtures.Fixture):
 
     def _make(self, names: list[str]) -> dict[str, str]:
         if self.server_url is None:
-            path = self.useFixture(fixtures.TempDir()).path
+            # In memory: thousands of small commits.
+            memory = '/dev/shm' if os.path.isdir('/dev/shm') else None
+            path = self.useFixture(fixtures.TempDir(memory)).path
             return {name: f'sqlite:///{path}/{name}.db' for name in names}
         mark = uuid.uuid4().hex[:8]
         server = sa.make_url(self.server_url)
