@@ -423,10 +423,18 @@ class Restart:
             else server.task_state == 'powering-off'
             or server.vm_state == 'stopped'
         )
-        log = self._cloud.actions(server_id)
-        taken = bool(log) and log[0].request_id != newest
-        if not on_its_way and not taken:
-            raise error
+        if on_its_way:
+            return
+        if isinstance(error, exceptions.Unanswered):
+            for entry in self._cloud.actions(server_id):
+                if entry.request_id == newest:
+                    break
+                if (entry.action, entry.user_id) == (
+                    action,
+                    self._cloud.user_id,
+                ):
+                    return
+        raise error
 
     def _until_off(self, server_id: str) -> None:
         server = self._poll(
