@@ -155,7 +155,7 @@ class Restart:
             self._selected.server_ids, key=lambda s: (self._name(s), s)
         ):
             server = seen.servers.get(server_id)
-            lost = self._lost(server_id)
+            lost = self._lost(server_id, server)
             look = plan.Look(
                 settled=server is not None and self._settled(server, now),
                 runs=self._runs.get(server_id),
@@ -192,7 +192,7 @@ class Restart:
     def _history(
         self, server_id: str, server: facts.Server | None
     ) -> plan.PowerHistory:
-        """Read the action log once per server that is off."""
+        """Read the action log of a server that is off; once, then cached."""
         if server is None or server.vm_state == 'active':
             return plan.PowerHistory()
         if not self._wanted(server_id):
@@ -212,7 +212,7 @@ class Restart:
         wanted = self._map.server(server_id)
         return wanted is not None and wanted.ran
 
-    def _lost(self, server_id: str) -> bool:
+    def _lost(self, server_id: str, server: facts.Server | None) -> bool:
         """Whether it ran by --lost-at, although not when the map was taken.
 
         Nova or a killed run of ours stopped it after that, or it still says
@@ -220,7 +220,6 @@ class Restart:
         """
         if not self._settings.lost_at or self._ran(server_id):
             return False
-        server = self.seen.servers.get(server_id)
         if server is not None and server.vm_state == 'active':
             return True
         history = self._history(server_id, server)
@@ -345,29 +344,37 @@ class Restart:
         return self._until_on(step.server_id)
 
     def _again(self, item: plan.Item, stopped: bool = False) -> plan.Item:
-        """Decide again on what is true now, right before acting."""
-        server = self._cloud.server(item.server_id)
-        pairs = self._pairs_now(item.server_id)
-        history = self._histories.get(item.server_id, plan.PowerHistory())
-        if stopped:
-            history = plan.PowerHistory()  # that stop was ours
+        """Decide again on what is true now, right before acting.
+
+        The question may have waited for its answer for an hour: a user may
+        have stopped the server since, or revived its guest.
+        """
+        server_id = item.server_id
+        # nova's own stop, for instance, may be under way
+        server = self._poll(server_id, lambda s: True, 'let go of')
         if server.vm_state == 'active' and item.do is plan.Do.START:
             return dataclasses.replace(
                 item, do=plan.Do.NOTHING, reason=_('somebody started it')
             )
+        if server.power_state == facts.RUNNING:
+            self._runs[server_id] = self._cloud.diagnostics_running(server_id)
+        history = plan.PowerHistory()
+        if not stopped:  # else that stop was ours
+            self._histories.pop(server_id, None)
+            history = self._history(server_id, server)
         return plan.decide_restart(
-            self._map.server(item.server_id),
+            self._map.server(server_id),
             server,
-            pairs,
+            self._pairs_now(server_id),
             history,
             plan.Look(
                 settled=True,
-                runs=self._runs.get(item.server_id),
-                asked=item.server_id in self._runs,
-                started=item.server_id in self._started,
+                runs=self._runs.get(server_id),
+                asked=server_id in self._runs,
+                started=server_id in self._started,
             ),
             self._in_map,
-            self._lost(item.server_id),
+            stopped or self._lost(server_id, server),
         )
 
     def _pairs_now(self, server_id: str) -> list[facts.Pair]:
