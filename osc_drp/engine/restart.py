@@ -99,10 +99,8 @@ class Restart:
         while True:
             items = self._decide(seen)
             waiting = [i for i in items if i.do is plan.Do.WAIT]
-            if not waiting:
+            if not waiting or self._clock.monotonic() > deadline:
                 break
-            if self._clock.monotonic() > deadline:
-                return tuple(_give_up(i) for i in items)
             self._say(_waits_for(waiting))
             self._clock.sleep(POLL * 2)
             seen = self._look()
@@ -111,7 +109,9 @@ class Restart:
             self._runs[item.server_id] = self._cloud.diagnostics_running(
                 item.server_id
             )
-        return self._decide(seen) if unproven else items
+        if unproven:
+            items = self._decide(seen)
+        return tuple(_give_up(i) for i in items)
 
     def _look(self) -> facts.Observation:
         seen = self._cloud.observe()
