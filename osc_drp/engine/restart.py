@@ -314,6 +314,8 @@ class Restart:
     ) -> list[apply.Outcome]:
         try:
             status, what = self._power(item, run)
+        except exceptions.NotFound:
+            status, what = apply.LEFT, _('the server was deleted since')
         except exceptions.DrpError as error:
             status, what = apply.FAILED, str(error)
         run.write(
