@@ -20,6 +20,7 @@ from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
     from osc_drp.engine import facts
+    from osc_drp.engine import ports
 
 
 class SaveAttachments(base.DrpCommand):
@@ -132,6 +133,84 @@ class ShowAttachments(base.DrpLister):
             )
             for one in mapmaker.in_order(cloud_map.attachments, names)
         )
+
+
+class CheckAttachments(base.DrpLister):
+    _description = _(
+        'Compare what nova and cinder record, and say what is wrong\n\n'
+        'A verdict on every attachment, with its rule, what "openstack drp '
+        'db repair" would do, and the witnesses: both records, the volume '
+        'and the server. From the databases if their configuration is given '
+        'or found; the APIs alone tell whether the records agree, but not '
+        'why they do not. With a map, also what only one of map and cloud '
+        'has. Where only nova-manage helps, the exact lines are printed. '
+        'Exit code 0 if all agree, else 3.'
+    )
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'file',
+            metavar='<file>',
+            nargs='?',
+            help=_('Map to compare the cloud with (- for standard input)'),
+        )
+        base.add_selection(parser)
+        base.add_databases(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp import exceptions
+        from osc_drp import mapfile
+        from osc_drp import report
+        from osc_drp.engine import check
+        from osc_drp.engine import plan
+        from osc_drp.engine import verdicts
+
+        say = report.Reporter(self.app.stderr).say
+        cloud_map = None
+        if parsed_args.file:
+            cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
+        seen = self._look(parsed_args, say)
+        findings = check.check(seen, base.selection(parsed_args), cloud_map)
+        older = plan.stale(seen, plan.LIMIT)
+        if older and seen.source == 'database':
+            say(older)
+        for line in verdicts.advice(f.judged for f in findings if f.judged):
+            say(line)
+        if older or not all(f.well for f in findings):
+            self.exit_code = exceptions.PARTIAL
+        names = {s.id: s.name for s in cloud_map.servers} if cloud_map else {}
+        names |= {s.id: s.name for s in seen.servers.values()}
+        return check.COLUMNS, check.rows(findings, names)
+
+    def _look(
+        self, parsed_args: argparse.Namespace, say: 'ports.Say'
+    ) -> 'facts.Observation':
+        from osc_drp import exceptions
+        from osc_drp.cloud import read
+        from osc_drp.cloud import session
+
+        named = bool(
+            parsed_args.nova_config_file or parsed_args.cinder_config_file
+        )
+        if named or base.databases_configured():
+            try:
+                with base.databases(parsed_args) as databases:
+                    seen: facts.Observation = databases.observe()
+                    return seen
+            except exceptions.DrpError as error:
+                if named:
+                    raise
+                say(_('asking the APIs instead: %s') % error)
+        else:
+            say(
+                _(
+                    'no configuration of the databases was given or found: '
+                    'the APIs tell what disagrees, but not why'
+                )
+            )
+        return read.observe(session.connect(self.app))
 
 
 class RestoreAttachments(base.DrpLister):

@@ -179,6 +179,13 @@ def databases(parsed_args: argparse.Namespace) -> ty.Any:
     )
 
 
+def databases_configured() -> bool:
+    """Tell whether the services' configuration files lie where they do."""
+    from osc_drp.db import client
+
+    return client.configured()
+
+
 def add_lost_at(parser: argparse.ArgumentParser) -> None:
     """Add the option that says when the power went."""
     parser.add_argument(

@@ -354,3 +354,37 @@ def pairs(seen: Observation) -> tuple[Pair, ...]:
                 )
             )
     return tuple(found)
+
+
+#: What a volume says while an attach or a detach of it is under way.
+PASSING = frozenset({'reserved', 'attaching', 'detaching'})
+
+
+def lone(seen: Observation) -> tuple[Pair, ...]:
+    """Find volumes that wait for an attachment which neither record has.
+
+    As pairs without a server, so that one judge sees all. Whether nova maps
+    such a volume under a blank mapping is no matter: it counts as a pair.
+    """
+    used = {m.volume_id for m in seen.mappings if not m.deleted}
+    used |= {r.volume_id for r in seen.rows if not r.deleted}
+    return tuple(
+        Pair(
+            server_id='',
+            volume_id=volume.id,
+            server=None,
+            volume=volume,
+            mappings=(),
+            rows=(),
+            dropped=(),
+            old_rows=(),
+            other_mappings=(),
+            other_rows=(),
+            unfinished=(),
+            migrating=False,
+            building=False,
+            compute_up=None,
+        )
+        for volume in seen.volumes.values()
+        if volume.status in PASSING and volume.id not in used
+    )

@@ -68,6 +68,52 @@ def make_map(seen: facts.Observation, cloud: str) -> facts.CloudMap:
     )
 
 
+def make_scope(
+    seen: facts.Observation,
+    pairs: collections.abc.Iterable[facts.Pair],
+    cloud_map: facts.CloudMap | None = None,
+) -> facts.CloudMap:
+    """Make a map of all that can be meant: these pairs and those of a map.
+
+    Other than the map it has what is attached halfway, and volumes alone.
+    """
+    known = cloud_map.servers if cloud_map else ()
+    servers = {s.id: s for s in known}
+    servers |= {s.id: _server(s) for s in seen.servers.values()}
+    wanted = cloud_map.attachments if cloud_map else ()
+    attachments = {(a.server_id, a.volume_id): a for a in wanted}
+    for pair in pairs:
+        rows = [r for r in pair.rows if not r.deleted]
+        attachments[pair.server_id, pair.volume_id] = (
+            _attachment(seen, list(pair.mappings), rows)
+            if pair.mappings or rows
+            else _nobodys(pair.volume_id)
+        )
+    return facts.CloudMap(
+        taken_at=cloud_map.taken_at if cloud_map else seen.taken_at,
+        cloud='',
+        source=seen.source,
+        servers=tuple(servers.values()),
+        attachments=tuple(attachments.values()),
+        sha256=cloud_map.sha256 if cloud_map else '',
+    )
+
+
+def _nobodys(volume_id: str) -> facts.MapAttachment:
+    return facts.MapAttachment(
+        server_id='',
+        volume_id=volume_id,
+        device=None,
+        attachment_id=None,
+        cinder_attachment_id=None,
+        recorded_by='',
+        root=False,
+        tag=None,
+        delete_on_termination=False,
+        multiattach=False,
+    )
+
+
 def in_order(
     attachments: collections.abc.Iterable[facts.MapAttachment],
     names: collections.abc.Mapping[str, str],

@@ -25,6 +25,7 @@ import typing as ty
 from osc_drp import exceptions
 from osc_drp.engine import facts
 from osc_drp.engine import rules
+from osc_drp.engine import verdicts
 from osc_drp.i18n import _
 
 
@@ -43,6 +44,9 @@ class Do(enum.StrEnum):
     ATTACH = 'attach'
     #: Look again soon: something is under way.
     WAIT = 'wait'
+    REPAIR = 'repair'
+    RELEASE = 'release'
+    UNDO = 'undo'
     START = 'start'
     STOP = 'stop'
     #: It says that it runs; ask the hypervisor.
@@ -50,7 +54,18 @@ class Do(enum.StrEnum):
 
 
 #: What a run would do; the rest is said only.
-ACTING = frozenset({Do.RESET, Do.FINISH, Do.ATTACH, Do.START, Do.STOP})
+ACTING = frozenset(
+    {
+        Do.RESET,
+        Do.FINISH,
+        Do.REPAIR,
+        Do.RELEASE,
+        Do.UNDO,
+        Do.ATTACH,
+        Do.START,
+        Do.STOP,
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,16 +209,8 @@ def select(
 # -- what all planners ask ---------------------------------------------------
 
 
-def _volume_service_up(
-    pair: facts.Pair, services: collections.abc.Iterable[facts.Service]
-) -> bool:
-    if pair.volume is None or pair.volume.host is None:
-        return False
-    host = pair.volume.host.split('#')[0]
-    return any(
-        s.up and s.binary == 'cinder-volume' and s.host == host
-        for s in services
-    )
+#: The share of all mappings that may disagree without a trace.
+LIMIT = 0.05
 
 
 def stale(seen: facts.Observation, limit: float) -> str:
@@ -370,16 +377,6 @@ def why_not_restart(
 # -- db reset ----------------------------------------------------------------
 
 
-def _compute_state(
-    pair: facts.Pair, dead_hosts: collections.abc.Container[str]
-) -> facts.Pair:
-    """A host that the operator declares dead counts as looked at."""
-    server = pair.server
-    if server is None or server.host not in dead_hosts:
-        return pair
-    return dataclasses.replace(pair, compute_up=True)
-
-
 def pair_of(
     seen: facts.Observation,
     server_id: str,
@@ -387,9 +384,9 @@ def pair_of(
     dead_hosts: collections.abc.Container[str] = (),
 ) -> facts.Pair | None:
     """Find one pair in an observation; None: neither record has it."""
-    for pair in facts.pairs(seen):
+    for pair in (*facts.pairs(seen), *facts.lone(seen)):
         if (pair.server_id, pair.volume_id) == (server_id, volume_id):
-            return _compute_state(pair, dead_hosts)
+            return verdicts.looked_at(pair, dead_hosts)
     return None
 
 
@@ -423,7 +420,7 @@ def _reset_server(
                     'power': server.power_state,
                 }
             return Do.FLAG, 'G6', reason
-        if not _volume_service_up(pair, seen.services):
+        if not verdicts.volume_service_up(pair.volume, seen.services):
             reason = _(
                 "cinder-volume '%(host)s' of volume %(volume)s is not up"
             ) % {
@@ -455,7 +452,7 @@ def plan_reset(
     multiattach volume only if all of its pairs can be, in this run. Ordered
     by volume, as the locks are.
     """
-    pairs = [_compute_state(p, dead_hosts) for p in facts.pairs(seen)]
+    pairs = [verdicts.looked_at(p, dead_hosts) for p in facts.pairs(seen)]
     by_key = {(p.server_id, p.volume_id): p for p in pairs}
     by_server = facts.group(pairs, lambda p: p.server_id)
     by_volume = facts.group(pairs, lambda p: p.volume_id)

@@ -217,6 +217,22 @@ def _never_finished(pair: facts.Pair) -> bool:
     )
 
 
+def _nobody_has_it(pair: facts.Pair) -> bool:
+    """Whether it is a volume alone (facts.lone), and waits for nothing.
+
+    An attach makes nova's mapping before it reserves the volume, a detach
+    takes cinder's row and the status off together: what is left without
+    either is of an attach or detach by nobody we know, or long over.
+    """
+    return (
+        not pair.server_id
+        and not (pair.mappings or pair.rows)
+        and not (pair.other_mappings or pair.other_rows)
+        and pair.volume is not None
+        and pair.volume.status in facts.PASSING
+    )
+
+
 def _running(pair: facts.Pair) -> bool:
     return pair.server is not None and pair.server.ran
 
@@ -352,6 +368,17 @@ RULES: tuple[Rule, ...] = (
     Rule('R1', _agrees, Action.NONE, 'nova and cinder agree'),
     Rule(
         'R2',
+        lambda p: (
+            _words_are_wrong(p)
+            and p.volume is not None
+            and p.volume.status == 'detaching'
+        ),
+        Action.REPAIR,
+        "cinder has nova's attachment, but says {status}/{row}: a user "
+        'wanted it off, and nova never came to it',
+    ),
+    Rule(
+        'R2',
         _words_are_wrong,
         Action.REPAIR,
         "cinder has nova's attachment, but says {status}/{row}",
@@ -400,6 +427,12 @@ RULES: tuple[Rule, ...] = (
         Action.RESET,
         'the attach never finished',
     ),
+    Rule(
+        'R7',
+        _nobody_has_it,
+        Action.RELEASE,
+        'the volume is {status}, and neither record has an attachment of it',
+    ),
 )
 
 UNKNOWN = Rule(
@@ -408,7 +441,10 @@ UNKNOWN = Rule(
 
 
 def judge(pair: facts.Pair) -> Verdict:
-    """Give the one verdict on a pair: total, and the same every time."""
+    """Give the one verdict on a pair: total, and the same every time.
+
+    ``verdicts.judge_all`` adds what only the whole cloud tells.
+    """
     for rule in (*GATES, *RULES, UNKNOWN):
         if rule.when(pair):
             return Verdict(rule.key, rule.action, _explain(rule, pair))

@@ -16,35 +16,22 @@ In-process, through openstackclient's own shell; whatever appears on stderr
 that a test does not expect is a failure.
 """
 
-import io
-import json
-import pathlib
 import typing as ty
 from unittest import mock
-
-import fixtures
-from openstackclient import shell
-import testtools
 
 from osc_drp.db import tables
 from osc_drp.engine import facts
 from osc_drp.engine import mapmaker
 from osc_drp import mapfile
+from osc_drp.tests.functional import base
 from osc_drp.tests.unit.db import fixture
 
 
-class ResetTest(testtools.TestCase):
+class ResetTest(base.CommandTest):
     """One server with two data disks, one with its root on a volume."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.cloud = self.useFixture(fixture.CloudFixture())
-        self.dir = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        self.useFixture(
-            fixtures.EnvironmentVariable('XDG_STATE_HOME', str(self.dir))
-        )
-        self.cloud.compute()
-        self.cloud.cinder_service()
         self.web = self.cloud.server('web1')
         self.bfv = self.cloud.server('bfv1', image_ref='')
         self.volumes = [self.cloud.volume(f'data{n}') for n in range(2)]
@@ -81,35 +68,8 @@ class ResetTest(testtools.TestCase):
         mapfile.write(made, path)
         return path
 
-    def _configs(self) -> list[str]:
-        nova, cinder = self.dir / 'nova.conf', self.dir / 'cinder.conf'
-        urls = self.cloud.urls
-        nova.write_text(f'[api_database]\nconnection = {urls.nova_api}\n')
-        cinder.write_text(f'[database]\nconnection = {urls.cinder}\n')
-        return [
-            f'--nova-config-file={nova}',
-            f'--cinder-config-file={cinder}',
-        ]
-
-    def run_shell(self, *args: str) -> tuple[int, str, str]:
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            mock.patch('sys.stdout', out),
-            mock.patch('sys.stderr', err),
-        ):
-            openstack = shell.OpenStackShell()
-            openstack.stdout, openstack.stderr = out, err
-            rc = openstack.run(list(args))
-        return rc, out.getvalue(), err.getvalue()
-
     def reset(self, *args: str, expected: int = 0) -> ty.Any:
-        rc, out, err = self.run_shell(
-            'drp', 'db', 'reset', self.map, *self._configs(), *args,
-            '-f', 'json',
-        )  # fmt: skip
-        self.assertEqual(expected, rc, err)
-        self.err = err
-        return json.loads(out) if out else None
+        return self.drp('db', 'reset', self.map, *args, expected=expected)
 
     def test_dry_run_writes_nothing(self) -> None:
         before = self.cloud.dump()

@@ -36,7 +36,12 @@ HOMES = {
     'keystoneauth1': 'cloud/',
 }
 #: Pure: what they decide can be tested without a cloud.
-PURE = ('engine/facts.py', 'engine/plan.py', 'engine/rules.py')
+PURE = (
+    'engine/facts.py',
+    'engine/plan.py',
+    'engine/rules.py',
+    'engine/verdicts.py',
+)
 PURE_MAY = ('osc_drp.engine', 'osc_drp.exceptions', 'osc_drp.i18n')
 #: What a command module imports inside functions only.
 LAZY = (
