@@ -58,13 +58,6 @@ class TestCase(unittest.TestCase):
         (item,) = self.propose(*args, **settings)
         return item
 
-    def restart(self, *args, **settings):
-        """Plan and carry out; give the one outcome."""
-        (outcome,) = self.last.carry_out(
-            self.propose(*args, **settings), self.journal
-        )
-        return outcome
-
     def carry_out(self, items):
         (outcome,) = self.last.carry_out(items, self.journal)
         return outcome
@@ -114,9 +107,8 @@ class TestPropose(TestCase):
     def test_settling_begins_when_its_compute_is_first_seen_up(self):
         self.cloud.change('s1', vm_state='active', power_state=facts.RUNNING)
         self.cloud.set(services=build.services(up=False))
-        self.clock.later(
-            100, lambda: self.cloud.set(services=build.services())
-        )
+        up = build.services()
+        self.clock.later(100, lambda: self.cloud.set(services=up))
         self.one(settle=120.0, wait=600.0)
         self.assertGreaterEqual(self.clock.slept, 220)
 
@@ -428,8 +420,7 @@ class TestDoubt(TestCase):
 
     def doubt(self, error, first=None, action='start'):
         self.cloud.next(action, fakes.then_raise(error, first))
-        outcome = self.outcome()
-        return outcome
+        return self.outcome()
 
     def test_unanswered_but_taken(self):
         outcome = self.doubt(UNANSWERED, self.cloud.do_start)
