@@ -225,14 +225,20 @@ class Restore:
         if not done:
             return outcomes
         server_id = done[0].server_id
-        names = {
-            m.volume_id: m.attachment_id
-            for m in self._cloud.mappings_of(server_id)
-        }
+        try:
+            mappings = self._cloud.mappings_of(server_id)
+            rows = self._cloud.rows_of(server_id)
+        except exceptions.DrpError as error:
+            what = _('attached, but not verified: %s') % error
+            return [
+                dataclasses.replace(o, status=apply.OPEN, what=what)
+                if o.status == apply.DONE
+                else o
+                for o in outcomes
+            ]
+        names = {m.volume_id: m.attachment_id for m in mappings}
         attached = {
-            r.volume_id: r.id
-            for r in self._cloud.rows_of(server_id)
-            if r.attach_status == 'attached'
+            r.volume_id: r.id for r in rows if r.attach_status == 'attached'
         }
         return [
             o
