@@ -183,10 +183,17 @@ class Restore:
         return device
 
     def _present(self, wanted: facts.MapAttachment) -> bool:
-        """Whether nova has the volume on its record, finished or not."""
+        """Whether a record has the volume for the server, finished or not.
+
+        nova's comes first and goes last (nova 34.0.0 compute/api.py
+        _attach_volume).
+        """
         return any(
-            r.volume_id == wanted.volume_id
-            for r in self._cloud.rows_of(wanted.server_id)
+            one.volume_id == wanted.volume_id
+            for one in (
+                *self._cloud.rows_of(wanted.server_id),
+                *self._cloud.mappings_of(wanted.server_id),
+            )
         )
 
     def _until_attached(self, wanted: facts.MapAttachment) -> None:
@@ -204,7 +211,7 @@ class Restore:
             ]
             if any(r.attach_status == 'attached' for r in rows):
                 return
-            if not rows:
+            if not rows and not self._present(wanted):
                 raise exceptions.ApiError(
                     _(
                         'the attach failed on the compute host: see the '
@@ -214,7 +221,10 @@ class Restore:
             if self._clock.monotonic() >= deadline:
                 raise exceptions.ApiError(
                     _('not attached within %d s; it is %s')
-                    % (self._wait, rows[0].attach_status)
+                    % (
+                        self._wait,
+                        rows[0].attach_status if rows else _('in nova only'),
+                    )
                 )
             self._clock.sleep(pause)
             pause = min(POLL, pause * 2)
