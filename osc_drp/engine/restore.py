@@ -110,6 +110,9 @@ class Restore:
         The next one would take the name of the one that failed.
         """
         outcomes: list[apply.Outcome] = []
+        changed = self._not_on(items[0].server_id)
+        if changed:
+            return [_outcome(i, apply.OPEN, changed) for i in items]
         for number, item in enumerate(items):
             outcome = self._attach_one(item, run)
             outcomes.append(outcome)
@@ -133,6 +136,23 @@ class Restore:
                 )
                 break
         return self._verified(outcomes)
+
+    def _not_on(self, server_id: str) -> str:
+        """Say why the server takes no attach any more; '' if it does.
+
+        The question may have waited for its answer for an hour. An attach to
+        a server that is off is accepted, and fails later (LAB.md).
+        """
+        try:
+            server = self._cloud.server(server_id)
+        except exceptions.NotFound:
+            return _('the server was deleted since')
+        if server.ran and server.task_state is None:
+            return ''
+        return _('changed meanwhile: the server is %(vm)s, %(task)s') % {
+            'vm': server.vm_state,
+            'task': server.task_state or _('its guest is off'),
+        }
 
     def _attach_one(self, item: plan.Item, run: journal.Run) -> apply.Outcome:
         wanted = item.attachment
