@@ -218,7 +218,9 @@ class Cloud:
                 return
             attached = dataclasses.replace(row, attach_status='attached')
             self.set(rows=(*self.seen.rows, attached))
-            self.set_volume(volume_id, status='in-use')
+            self.set_volume(
+                volume_id, status='in-use', attach_status='attached'
+            )
 
         self.clock.later(seconds, end)
 
