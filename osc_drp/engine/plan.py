@@ -742,8 +742,9 @@ def _restore_one(
         return Do.FLAG, '', _('the volume is gone')
     if volume.project_id != server.project_id:
         return Do.FLAG, '', _('the volume belongs to another project now')
+    # in flight: for another of its servers; the attach waits for that
     free = volume.status == 'available' or (
-        volume.multiattach and volume.status == 'in-use'
+        volume.multiattach and volume.status in ('in-use', *rules.IN_FLIGHT)
     )
     if not free:
         return Do.FLAG, '', _('the volume is %s') % volume.status

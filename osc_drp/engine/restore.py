@@ -167,6 +167,7 @@ class Restore:
         try:
             with self._alone(wanted):
                 if item.do is plan.Do.ATTACH:
+                    self._until_free(wanted)
                     device = self._send(wanted, run)
                 self._until_attached(wanted)
         except exceptions.DrpError as error:
@@ -203,13 +204,18 @@ class Restore:
         with self._guard:
             lock = self._turns.setdefault(volume_id, threading.Lock())
         with lock:
-            deadline = self._clock.monotonic() + self._wait
-            while (
-                self._cloud.volume(volume_id).status in rules.IN_FLIGHT
-                and self._clock.monotonic() < deadline
-            ):
-                self._clock.sleep(POLL)
             yield
+
+    def _until_free(self, wanted: facts.MapAttachment) -> None:
+        """Wait for an attach to another server (a killed run's) to end."""
+        if wanted.volume_id not in self._turns:
+            return
+        deadline = self._clock.monotonic() + self._wait
+        while (
+            self._cloud.volume(wanted.volume_id).status in rules.IN_FLIGHT
+            and self._clock.monotonic() < deadline
+        ):
+            self._clock.sleep(POLL)
 
     def _send(
         self, wanted: facts.MapAttachment, run: journal.Run
