@@ -22,6 +22,7 @@ from osc_drp.engine import journal
 from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.engine import rules
+from osc_drp.engine import units
 from osc_drp.i18n import _
 
 
@@ -122,7 +123,11 @@ class Reset:
         )
         self._clock.sleep(self._settle)
         items = self.propose()
-        if self._readings(waiting) != before:
+        # a server that came to be off only now was not watched
+        if (
+            self._readings(waiting) != before
+            or not self.unsettled(items) <= waiting
+        ):
             raise exceptions.Refused(
                 _(
                     'servers changed while nova-compute was watched: run '
@@ -150,71 +155,19 @@ class Reset:
     ) -> list[apply.Outcome]:
         """Reset what the plan says, one volume after the other, and verify."""
         acting = [i for i in items if i.do in (plan.Do.RESET, plan.Do.FINISH)]
-        lanes = [
-            apply.Lane(
-                key=volume_id,
-                host=None,
-                work=functools.partial(self._reset_volume, group, run),
-                untried=tuple(
-                    apply.Outcome(
-                        i.server_id, volume_id, apply.UNTRIED, _('not tried')
-                    )
-                    for i in group
-                ),
-            )
-            for volume_id, group in facts.group(
-                acting, lambda i: i.volume_id
-            ).items()
-        ]
-        limits = apply.Limits(parallel=1, per_host=1)
-        outcomes = apply.run(lanes, limits, self._say)
-        return self._verified(outcomes, run)
+        work = functools.partial(self._reset_one, run)
+        return self._verified(units.by_volume(acting, work, self._say), run)
 
-    def _reset_volume(
-        self, items: list[plan.Item], run: journal.Run
-    ) -> list[apply.Outcome]:
-        outcomes = []
-        for item in items:
-            outcome = self._reset_one(item, run)
-            outcomes.append(outcome)
-            run.write(
-                'outcome',
-                action='reset',
-                server=item.server_id,
-                volume=item.volume_id,
-                status=outcome.status,
-                what=outcome.what,
-            )
-        return outcomes
-
-    def _reset_one(self, item: plan.Item, run: journal.Run) -> apply.Outcome:
+    def _reset_one(self, run: journal.Run, item: plan.Item) -> apply.Outcome:
         assert item.pair is not None
-
-        checked_at = ''
-
-        def confirm(seen: facts.Observation) -> None:
-            nonlocal checked_at
-            self._confirm(item, seen)
-            checked_at = seen.taken_at
-
-        def record(old: object) -> None:
-            run.write(
-                'old',
-                action='reset',
-                server=item.server_id,
-                volume=item.volume_id,
-                cloud_time=checked_at,
-                rows=old,
-            )
-
-        status, what = apply.DONE, _('reset')
-        try:
-            self._databases.reset(item.pair, confirm, record)
-        except exceptions.Changed as error:
-            status, what = apply.OPEN, str(error)
-        except exceptions.DatabaseError as error:
-            status, what = apply.FAILED, str(error)
-        return apply.Outcome(item.server_id, item.volume_id, status, what)
+        return units.journalled(
+            run,
+            'reset',
+            item,
+            functools.partial(self._confirm, item),
+            functools.partial(self._databases.reset, item.pair),
+            _('reset'),
+        )
 
     def _confirm(self, item: plan.Item, seen: facts.Observation) -> None:
         """Check every fact of the verdict again, under the locks."""
