@@ -13,6 +13,7 @@
 """Step 2 of the procedure: take attachments off both records, row by row."""
 
 import collections.abc
+import dataclasses
 import functools
 
 from osc_drp import exceptions
@@ -194,10 +195,17 @@ class Reset:
     ) -> list[apply.Outcome]:
         if not any(o.status == apply.DONE for o in outcomes):
             return outcomes
-        left = {
-            (p.server_id, p.volume_id)
-            for p in facts.pairs(self._databases.observe())
-        }
+        try:
+            seen = self._databases.observe()
+        except exceptions.DrpError as error:
+            what = _('reset, but not verified: %s') % error
+            return [
+                dataclasses.replace(o, status=apply.OPEN, what=what)
+                if o.status == apply.DONE
+                else o
+                for o in outcomes
+            ]
+        left = {(p.server_id, p.volume_id) for p in facts.pairs(seen)}
         checked = []
         for o in outcomes:
             if o.status == apply.DONE and (o.server_id, o.volume_id) in left:
