@@ -257,16 +257,21 @@ def session(
     command_name: str,
     cloud_map: ty.Any,
     say: ty.Any,
+    **subject: str,
 ) -> ty.Any:
-    """Open the engine's session for a command on a map."""
+    """Open the engine's session for a command on a map (None: without).
+
+    :param subject: what it is about, besides map and selection
+    """
     from osc_drp.engine import session as engine_session
 
     return engine_session.Session(
         run_directory(parsed_args, app),
         command_name,
         {
-            'map': cloud_map.sha256,
+            'map': cloud_map.sha256 if cloud_map else '',
             'selection': selection(parsed_args).subject(),
+            **subject,
         },
         say,
     )
@@ -300,8 +305,8 @@ def confirm(sentence: str, phrase: str, approved: bool) -> None:
     try:
         # two streams: a terminal cannot seek, so one for both is refused
         with (
-            open('/dev/tty', 'w') as screen,
-            open('/dev/tty') as keyboard,
+            open('/dev/tty', 'w', errors='replace') as screen,
+            open('/dev/tty', errors='replace') as keyboard,
         ):
             screen.write(
                 _("%(what)s: type '%(phrase)s' to go on: ")
