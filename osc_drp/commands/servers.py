@@ -84,9 +84,10 @@ class RestartServers(base.DrpLister):
         held = base.session(
             parsed_args, self.app, 'servers restart', cloud_map, say
         )
-        job = self._job(parsed_args, cloud_map, say, held)
         outcomes: list[apply.Outcome] = []
         with held.held(parsed_args.dry_run):
+            # under the lock: it reads what earlier runs did
+            job = self._job(parsed_args, cloud_map, say, held)
             if parsed_args.dry_run:
                 items = job.propose()
             else:
