@@ -58,8 +58,13 @@ class Urls:
 
         :raises ConfigError: if the template cannot be filled
         """
-        url = fill_template(database_connection, self.nova_default)
-        return _finish(url, self.cell_parameters, self.user, self.password)
+        return _finish(
+            fill_template(database_connection, self.nova_default),
+            'database_connection in cell_mappings',
+            self.cell_parameters,
+            self.user,
+            self.password,
+        )
 
 
 def load(
@@ -77,21 +82,11 @@ def load(
     user, password = _credentials(drp_file)
     nova = _parse('nova', nova_files, ('database', 'api_database'))
     cinder = _parse('cinder', cinder_files, ('database',))
+    default = _option(nova, 'database', 'connection', nova_files)
     return Urls(
-        cinder=_finish(
-            _connection(cinder, 'database', cinder_files),
-            _option(cinder, 'database', 'connection_parameters', cinder_files),
-            user,
-            password,
-        ),
-        nova_api=_finish(
-            _connection(nova, 'api_database', nova_files),
-            _option(nova, 'api_database', 'connection_parameters', nova_files),
-            user,
-            password,
-        ),
-        nova_default=_option(nova, 'database', 'connection', nova_files)
-        or None,
+        cinder=_url(cinder, 'database', cinder_files, user, password),
+        nova_api=_url(nova, 'api_database', nova_files, user, password),
+        nova_default=default or None,
         user=user,
         password=password,
         cell_parameters=_option(
@@ -155,7 +150,11 @@ def _netloc_fields(netloc: str) -> dict[str, ty.Any]:
 
 
 def _finish(
-    url: str, parameters: str, user: str | None, password: str | None
+    url: str,
+    source: str,
+    parameters: str,
+    user: str | None,
+    password: str | None,
 ) -> str:
     """Add the service's connection parameters, and our own user."""
     try:
@@ -163,9 +162,7 @@ def _finish(
         if parameters:
             made = made.update_query_string(parameters, append=True)
     except (sa.exc.ArgumentError, ValueError) as e:
-        raise exceptions.ConfigError(
-            'A [database] connection is not a database URL'
-        ) from e
+        raise exceptions.ConfigError(f'{source} is not a database URL') from e
     if user is not None and made.get_backend_name() != 'sqlite':
         made = made.set(username=user, password=password)
     return made.render_as_string(hide_password=False)
@@ -222,13 +219,21 @@ def _directories(files: _Paths) -> list[str]:
     return [f'{f}.d' for f in files if pathlib.Path(f'{f}.d').is_dir()]
 
 
-def _connection(conf: cfg.ConfigOpts, group: str, files: _Paths) -> str:
+def _url(
+    conf: cfg.ConfigOpts,
+    group: str,
+    files: _Paths,
+    user: str | None,
+    password: str | None,
+) -> str:
     url = _option(conf, group, 'connection', files)
     if not url:
         raise exceptions.ConfigError(
             f'[{group}] connection is missing in {_names(files)}'
         )
-    return url
+    source = f'[{group}] connection in {_names(files)}'
+    parameters = _option(conf, group, 'connection_parameters', files)
+    return _finish(url, source, parameters, user, password)
 
 
 def _option(conf: cfg.ConfigOpts, group: str, name: str, files: _Paths) -> str:

@@ -335,7 +335,9 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 def _check_writable(database: Database, connection: sa.Connection) -> None:
-    if connection.scalar(sa.text('SELECT @@global.read_only')):
+    # A number; a word in MariaDB 12.
+    found = connection.scalar(sa.text('SELECT @@global.read_only'))
+    if str(found) not in ('0', 'OFF'):
         raise exceptions.DatabaseError(_read_only(database.label))
 
 
@@ -392,7 +394,7 @@ def _explain(
     if code in _DEADLOCKS or 'database is locked' in text:
         return Deadlock(f'Others hold rows of {label} that we need')
     if code == 1047:
-        return NotReady(f'{where} is no ready Galera node ({label})')
+        return NotReady(f'The Galera node at {where} is not ready ({label})')
     if code in _READ_ONLY or 'readonly database' in text:
         return exceptions.DatabaseError(_read_only(label))
     if code in (1142, 1143):
