@@ -62,6 +62,12 @@ class Client:
     def diagnostics_running(self, server_id: str) -> bool | None:
         return read.diagnostics_running(self.api, server_id)
 
+    def with_ports(self) -> frozenset[str]:
+        return frozenset(read.ports(self.api))
+
+    def ha_segments(self) -> list[str]:
+        return read.masakari_segments(self.api)
+
     def start(self, server_id: str) -> None:
         act.start(self.api, server_id)
 

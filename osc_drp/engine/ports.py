@@ -53,6 +53,12 @@ class Cloud(ty.Protocol):
     def diagnostics_running(self, server_id: str) -> bool | None:
         """Ask the hypervisor whether the guest runs; None: no answer."""
 
+    def with_ports(self) -> frozenset[str]:
+        """List the servers that have a network port."""
+
+    def ha_segments(self) -> list[str]:
+        """Name masakari's segments; none without masakari."""
+
     def start(self, server_id: str) -> None:
         """Start a server (202)."""
 
@@ -61,6 +67,12 @@ class Cloud(ty.Protocol):
 
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         """Attach a volume; gives the device name that nova answered."""
+
+
+#: Judges both records as they are under the locks; raises Changed.
+Confirm: ty.TypeAlias = collections.abc.Callable[[facts.Observation], None]
+#: Makes the old values durable.
+Record: ty.TypeAlias = collections.abc.Callable[..., None]
 
 
 class Databases(ty.Protocol):
@@ -77,10 +89,36 @@ class Databases(ty.Protocol):
     def reset(
         self,
         pair: facts.Pair,
-        confirm: collections.abc.Callable[[facts.Observation], None],
-        record: collections.abc.Callable[..., None],
+        confirm: Confirm,
+        record: Record,
     ) -> None:
         """Take one attachment off both records (db/write.py)."""
+
+    def repair(
+        self,
+        pair: facts.Pair,
+        row_id: str,
+        confirm: Confirm,
+        record: Record,
+    ) -> None:
+        """Make cinder say what nova boots from."""
+
+    def release(
+        self,
+        pair: facts.Pair,
+        row_ids: collections.abc.Collection[str],
+        confirm: Confirm,
+        record: Record,
+    ) -> None:
+        """Take rows off cinder's record, or only its status (no ids)."""
+
+    def undo(
+        self,
+        old: collections.abc.Mapping[str, ty.Any],
+        confirm: Confirm,
+        record: Record,
+    ) -> None:
+        """Put back what one of these changed."""
 
 
 class Clock(ty.Protocol):

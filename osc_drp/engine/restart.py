@@ -233,10 +233,19 @@ class Restart:
         :raises Refused: it is not, after the time of --wait
         """
         deadline = self._clock.monotonic() + self._settings.wait
+        for segment in self._cloud.ha_segments():
+            self._say(
+                _(
+                    "hold masakari's segment '%s': it restarts and moves "
+                    'servers by itself'
+                )
+                % segment
+            )
         while True:
             seen = self._look()
             missing = self._missing(seen)
             if not missing:
+                self._warn_of_errors(seen)
                 return seen
             if self._clock.monotonic() >= deadline:
                 break
@@ -267,6 +276,11 @@ class Restart:
         )
         pairs = facts.group(facts.pairs(seen), lambda p: p.server_id)
         missing: dict[str, set[str]] = {}
+        if any(not a.up for group in agents.values() for a in group):
+            # an agent that nobody on its host needs is no reason to wait
+            networked = self._cloud.with_ports()
+        else:
+            networked = frozenset()
 
         def need(binary: str, host: str, server_id: str) -> None:
             if not up.get((binary, host)):
@@ -278,13 +292,45 @@ class Restart:
                 continue
             if server.host:
                 need('nova-compute', server.host, server_id)
-                for agent in agents.get(server.host, ()):
-                    need(agent.binary, agent.host, server_id)
+                if server_id in networked:
+                    for agent in agents.get(server.host, ()):
+                        need(agent.binary, agent.host, server_id)
             for pair in pairs.get(server_id, ()):
                 if pair.volume is not None and pair.volume.host:
                     host = pair.volume.host.split('#')[0]
                     need('cinder-volume', host, server_id)
         return missing
+
+    def _warn_of_errors(self, seen: facts.Observation) -> None:
+        """Name the volume hosts whose storage came back too late.
+
+        cinder-volume sets what it cannot export at its start to 'error'
+        (cinder 29.0.0 volume/manager.py _init_host). The two commands are
+        the procedure's.
+        """
+        lost = facts.group(
+            (
+                p
+                for p in facts.pairs(seen)
+                if p.server_id in self._selected.server_ids
+                and p.volume is not None
+                and p.volume.status == 'error'
+                and any(r.attach_status == 'attached' for r in p.rows)
+            ),
+            lambda p: (p.volume and p.volume.host) or '',
+        )
+        for host, pairs in lost.items():
+            self._say(
+                _(
+                    "%(count)d attached volumes of '%(host)s' are in error: "
+                    'its storage was not there when cinder-volume started. '
+                    'On that host, with the addresses of the SAN:\n'
+                    '  iscsiadm -m discovery -t st -p $SAN_IP\n'
+                    '  iscsiadm -m node --target-name $IQN -p $SAN_IP -l\n'
+                    'then restart its cinder-volume'
+                )
+                % {'count': len(pairs), 'host': host}
+            )
 
     # -- acting ----------------------------------------------------------
 

@@ -71,8 +71,17 @@ class Cloud:
         self.sent = []
         self.reads = collections.Counter()
         self.devices = {}
+        #: Servers with a network port; masakari's segments.
+        self.ports = frozenset()
+        self.segments = []
         self._next = collections.defaultdict(list)
         self._lock = threading.RLock()
+
+    def with_ports(self):
+        return self.ports
+
+    def ha_segments(self):
+        return self.segments
 
     # -- what a test says
 

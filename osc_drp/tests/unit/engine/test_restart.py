@@ -185,6 +185,7 @@ class TestGate(TestCase):
             ('neutron:neutron-openvswitch-agent', build.HOST),
         ):
             with self.subTest(binary):
+                self.cloud.ports = frozenset({'s1'})
                 self.down(binary, host)
                 slept = self.clock.slept
                 with self.assertRaises(exceptions.Refused) as caught:
@@ -193,6 +194,23 @@ class TestGate(TestCase):
                 self.assertGreaterEqual(self.clock.slept - slept, 30)
                 self.assertLess(self.clock.slept - slept, 40)
                 self.assertIn(f'waiting for {binary} on', self.said[-1])
+
+    def test_a_server_without_ports_needs_no_agent(self):
+        self.down('neutron:neutron-openvswitch-agent', build.HOST)
+        self.assertIs(Do.START, self.one().do)
+
+    def test_names_what_acts_by_itself(self):
+        self.cloud.segments = ['blue-segment']
+        self.propose()
+        self.assertIn("hold masakari's segment 'blue-segment'", self.said[0])
+
+    def test_volumes_in_error_come_with_the_two_commands(self):
+        self.cloud.set_volume('v1', status='error')
+        item = self.one()
+        self.assertIs(Do.FLAG, item.do)
+        said = '\n'.join(self.said)
+        self.assertIn(f"1 attached volumes of '{build.BACKEND}", said)
+        self.assertIn('iscsiadm -m discovery -t st -p $SAN_IP', said)
 
     def test_a_service_that_is_not_listed_is_not_up(self):
         self.cloud.set(services=())
