@@ -116,10 +116,10 @@ def server_rows(
 
 
 def names(
-    cloud_map: facts.CloudMap, seen: facts.Observation | None
+    cloud_map: facts.CloudMap | None, seen: facts.Observation | None
 ) -> dict[str, str]:
     """Give the servers' names: of today, else of the map."""
-    known = {s.id: s.name for s in cloud_map.servers}
+    known = {s.id: s.name for s in cloud_map.servers} if cloud_map else {}
     if seen:
         known.update({s.id: s.name for s in seen.servers.values()})
     return known

@@ -270,7 +270,11 @@ def session(
         command_name,
         {
             'map': cloud_map.sha256 if cloud_map else '',
-            'selection': selection(parsed_args).subject(),
+            'selection': (
+                selection(parsed_args).subject()
+                if hasattr(parsed_args, 'server')
+                else {}
+            ),
             **subject,
         },
         say,

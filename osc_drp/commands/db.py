@@ -18,6 +18,32 @@ from osc_drp.commands import base
 from osc_drp.i18n import _
 
 
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--limit',
+        metavar='<percent>',
+        type=base.percent,
+        default=5.0,
+        help=_(
+            'How much of all mappings may disagree without a trace '
+            'before nothing is written at all (default: 5)'
+        ),
+    )
+
+
+def _add_dead_hosts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--host-is-dead',
+        metavar='<host>',
+        action='append',
+        default=[],
+        help=_(
+            'State that nothing runs on this compute host although its '
+            'nova-compute is down (repeat option for several)'
+        ),
+    )
+
+
 class ResetDatabase(base.DrpLister):
     """Take the attachments of the map off nova's and cinder's records
 
@@ -41,16 +67,7 @@ class ResetDatabase(base.DrpLister):
         base.add_change(parser)
         base.add_databases(parser)
         base.add_lost_at(parser)
-        parser.add_argument(
-            '--limit',
-            metavar='<percent>',
-            type=base.percent,
-            default=5.0,
-            help=_(
-                'How much of all mappings may disagree without a trace '
-                'before nothing is written at all (default: 5)'
-            ),
-        )
+        _add_limit(parser)
         parser.add_argument(
             '--settle',
             metavar='<seconds>',
@@ -61,16 +78,7 @@ class ResetDatabase(base.DrpLister):
                 'itself must be seen unchanged (default: 120)'
             ),
         )
-        parser.add_argument(
-            '--host-is-dead',
-            metavar='<host>',
-            action='append',
-            default=[],
-            help=_(
-                'State that nothing runs on this compute host although its '
-                'nova-compute is down (repeat option for several)'
-            ),
-        )
+        _add_dead_hosts(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -122,4 +130,140 @@ class ResetDatabase(base.DrpLister):
                     outcomes = job.carry_out(items, run)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
+        return report.COLUMNS, report.attachment_rows(items, outcomes, names)
+
+
+class RepairDatabase(base.DrpLister):
+    """Make both records agree again where the cause is known
+
+    Where cinder forgot what nova boots from, its row comes back, for root
+    disks and multiattach volumes as well; half-done attaches and detaches
+    are finished or taken off; volumes that wait for nobody become
+    available. "openstack drp attachments check" shows the same verdicts
+    before; what no rule knows is listed, and left to a person.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'file',
+            metavar='<file>',
+            nargs='?',
+            help=_('Map: only servers and volumes that it has'),
+        )
+        base.add_selection(parser)
+        base.add_change(parser)
+        base.add_databases(parser)
+        _add_limit(parser)
+        parser.add_argument(
+            '--settle',
+            metavar='<seconds>',
+            type=base.seconds,
+            default=30.0,
+            help=_(
+                'How long what is to be taken off a record must be seen '
+                'unchanged (default: 30)'
+            ),
+        )
+        _add_dead_hosts(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp import mapfile
+        from osc_drp import report
+        from osc_drp.engine import apply
+        from osc_drp.engine import plan
+        from osc_drp.engine import repair
+
+        cloud_map = (
+            mapfile.read(parsed_args.file) if parsed_args.file else None
+        )
+        say = report.Reporter(self.app.stderr).say
+        held = base.session(parsed_args, self.app, 'db repair', cloud_map, say)
+        outcomes: list[apply.Outcome] = []
+        with (
+            held.held(parsed_args.dry_run),
+            base.databases(parsed_args) as databases,
+        ):
+            databases.check_grants()
+            job = repair.Repair(
+                databases,
+                cloud_map,
+                base.selection(parsed_args),
+                say,
+                limit=parsed_args.limit / 100,
+                settle=parsed_args.settle,
+                dead_hosts=frozenset(parsed_args.host_is_dead),
+            )
+            if parsed_args.dry_run:
+                items = job.propose()
+            else:
+                items = job.propose_settled()
+            if not parsed_args.dry_run and any(
+                i.do in plan.ACTING for i in items
+            ):
+                sentence, phrase = repair.question(items)
+                base.confirm(sentence, phrase, parsed_args.auto_approve)
+                with held.journal() as run:
+                    outcomes = job.carry_out(items, run)
+        for line in job.advice():
+            say(line)
+        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
+        names = report.names(cloud_map, job.seen)
+        return report.COLUMNS, report.attachment_rows(items, outcomes, names)
+
+
+class UndoDatabase(base.DrpLister):
+    """Put back what a run of "drp db reset" or "drp db repair" changed
+
+    Each attachment by itself, its newest change first: only where the rows
+    are exactly as the run left them, the server is still off and did
+    nothing since, and nobody else got the volume. All others are refused
+    and listed. A repair of a volume that was available is never undone.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'run',
+            metavar='<run>',
+            help=_('ID of the run (the name of its directory), or the path'),
+        )
+        base.add_change(parser)
+        base.add_databases(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp import report
+        from osc_drp.engine import apply
+        from osc_drp.engine import plan
+        from osc_drp.engine import undo
+
+        say = report.Reporter(self.app.stderr).say
+        held = base.session(parsed_args, self.app, 'db undo', None, say)
+        path = undo.find_run(held.runs, parsed_args.run)
+        changed = undo.entries(path)
+        held = base.session(
+            parsed_args, self.app, 'db undo', None, say, run=path.name
+        )
+        outcomes: list[apply.Outcome] = []
+        with (
+            held.held(parsed_args.dry_run),
+            base.databases(parsed_args) as databases,
+        ):
+            databases.check_grants()
+            undone = held.runs.undone(path.name)
+            job = undo.Undo(databases, changed, undone, say)
+            items = job.propose()
+            count = sum(i.do in plan.ACTING for i in items)
+            if count and not parsed_args.dry_run:
+                base.confirm(
+                    _('%d attachments will be put back') % count,
+                    f'undo {count}',
+                    parsed_args.auto_approve,
+                )
+                with held.journal() as run:
+                    outcomes = job.carry_out(items, run)
+        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
+        names = report.names(None, job.seen)
         return report.COLUMNS, report.attachment_rows(items, outcomes, names)

@@ -49,8 +49,8 @@ class Client:
     def reset(
         self,
         pair: facts.Pair,
-        confirm: collections.abc.Callable[[facts.Observation], None],
-        record: collections.abc.Callable[..., None],
+        confirm: write.Confirm,
+        record: write.Record,
     ) -> None:
         """Take one attachment off both records.
 
@@ -59,6 +59,36 @@ class Client:
             what running again finishes
         """
         write.reset(self._databases, pair, confirm, record)
+
+    def repair(
+        self,
+        pair: facts.Pair,
+        row_id: str,
+        confirm: write.Confirm,
+        record: write.Record,
+    ) -> None:
+        """Make cinder say what nova boots from; raises as ``reset``."""
+        write.repair(self._databases, pair, row_id, confirm, record)
+
+    def release(
+        self,
+        pair: facts.Pair,
+        row_ids: collections.abc.Collection[str],
+        confirm: write.Confirm,
+        record: write.Record,
+    ) -> None:
+        """Take rows off cinder's record; raises as ``reset``."""
+        write.release(self._databases, pair, row_ids, confirm, record)
+
+    def undo(
+        self, old: write.Old, confirm: write.Confirm, record: write.Record
+    ) -> None:
+        """Put back what one of these changed.
+
+        :raises Changed: the rows, or reality, moved on
+        :raises Refused: it is nothing that osc-drp wrote
+        """
+        write.undo(self._databases, old, confirm, record)
 
 
 def configured() -> bool:

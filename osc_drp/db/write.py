@@ -296,44 +296,49 @@ def repair(
     _patiently(work)
 
 
-def undo_reset(
+def undo(
     dbs: engines.Databases, old: Old, confirm: Confirm, record: Record
 ) -> None:
-    """Put back what a reset changed, cinder's half first.
+    """Put back what a reset, a release or a repair changed.
 
-    Each half is as the reset left it, and is put back, or it is as it was
-    before (an undo cut short, a reset that never came so far), and is left.
+    Cinder's half first. Each half is as the change left it, and is put back,
+    or it is as it was before (an undo cut short, a change that never came so
+    far), and is left.
 
-    :param old: what ``record`` was given by the reset
-    :raises Changed: if a row is neither, if the volume was attached again
-        or to others, or was 'available' before; nothing was changed
-    :raises Refused: if ``old`` is no reset's
+    :param old: what ``record`` was given by the change
+    :raises Changed: if a row is neither, if the server is not off, if the
+        volume was attached again or to others, or if it was 'available'
+        before and nova maps it; nothing was changed
+    :raises Refused: if ``old`` is nothing that osc-drp wrote
     :raises DatabaseError: nothing was changed, or cinder's half only: run it
         again
     """
-    if old.get('kind') != 'reset':
-        raise exceptions.Refused(_STRANGE)
-    key = old['server_id'], old['volume_id'], old['cell']
-    changes = [_Change.from_dict(change) for change in old['changes']]
-    if not all(_is_of(change, *key[:2]) for change in changes):
-        raise exceptions.Refused(_STRANGE)
+    key, changes = _parsed(old)
+    nova = [c for c in changes if c.table is _bdm]
+    cinder = [c for c in changes if c.table is not _bdm]
+    # What was live then, or was made so; anything else came later.
+    known = {f'{c.database} {c.id}' for c in changes}.union(old['live'])
 
     def work() -> None:
         with _locked(dbs, *key, confirm) as held:
-            nova = [c for c in changes if c.table is _bdm]
-            cinder = [c for c in changes if c.table is not _bdm]
+            if held.server is not None:
+                held.server_off()
+            held.require(held.live() <= known, 'it was attached again')
             held.require(
-                {m.id for m in held.mappings} <= {c.id for c in nova}
-                and {r.id for r in held.rows} <= {c.id for c in cinder},
-                'it was attached again',
+                held.volume.multiattach or held.live(others=True) <= known,
+                'others have the volume',
             )
-            held.alone()
+            held.require(
+                old['kind'] != 'repair' or bool(held.mappings),
+                'nova no longer maps it',
+            )
             status = next(
                 (c.old['status'] for c in cinder if c.table is _volumes),
                 held.volume.status,
             )
             held.require(
-                not nova or status != 'available', 'it was available before'
+                status != 'available' or not (nova or held.all_mappings),
+                'it was available before',
             )
             _run(
                 held,
@@ -344,6 +349,30 @@ def undo_reset(
             )
 
     _patiently(work)
+
+
+def _parsed(old: Old) -> tuple[tuple[str, str, str | None], list[_Change]]:
+    """Read an entry of the journal, and trust nothing of it.
+
+    :raises Refused: if it is not one of ours
+    """
+    try:
+        key = old['server_id'], old['volume_id'], old['cell']
+        changes = [_Change.from_dict(change) for change in old['changes']]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise exceptions.Refused(_STRANGE) from e
+    volumes = [c for c in changes if c.table is _volumes]
+    if not (
+        isinstance(old.get('live'), list)
+        and all(_is_of(change, *key[:2]) for change in changes)
+        and all(c.old.get('status') in _REPAIRABLE for c in volumes)
+        and old.get('kind') in ('reset', 'release', 'repair')
+        and (
+            old['kind'] == 'reset' or not any(c.table is _bdm for c in changes)
+        )
+    ):
+        raise exceptions.Refused(_STRANGE)
+    return key, changes
 
 
 # Locks
@@ -408,6 +437,15 @@ class _Held:
             and server.power_state in _OFF
         )
         self.require(off, 'the server is not off')
+
+    def live(self, *, others: bool = False) -> set[str]:
+        """Name what is live of the server, or of anybody."""
+        mappings = self.all_mappings if others else self.mappings
+        rows = self.all_rows if others else self.rows
+        return {
+            *(f'{m.cell} {m.id}' for m in mappings),
+            *(f'{CINDER} {r.id}' for r in rows),
+        }
 
     def alone(self) -> None:
         """Stop if others have the volume, unless they may."""
@@ -747,6 +785,7 @@ def _run(
             'server_id': held.server_id,
             'volume_id': held.volume_id,
             'cell': held.cell,
+            'live': sorted(held.live(others=True)),
             'changes': [c.to_dict() for half in todo for c in half],
         }
     )

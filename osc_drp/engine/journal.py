@@ -250,3 +250,18 @@ class RunDirectory:
                         entry['newest']
                     )
         return found
+
+    def undone(self, run_id: str) -> frozenset[int]:
+        """Tell which entries of a run were put back by undo runs."""
+        found = set()
+        for path in self.runs():
+            entries = read(path)
+            if entries and entries[0].get('subject', {}).get('run') == run_id:
+                found |= {
+                    e['number']
+                    for e in entries
+                    if e.get('action') == 'undo'
+                    and e['event'] == 'outcome'
+                    and e['status'] == 'done'
+                }
+        return frozenset(found)

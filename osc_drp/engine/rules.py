@@ -305,6 +305,22 @@ GATES: tuple[Rule, ...] = (
         'the server is {vm}: its volume waits for it',
     ),
     Rule(
+        # an operator's UPDATE of all volumes frees it for everybody
+        'G7',
+        lambda p: (
+            p.server is not None
+            and p.server.vm_state in SHELVED
+            and p.volume is not None
+            and p.volume.status == 'available'
+            and p.named is not None
+            and len(p.rows) == 1
+            and p.rows[0].attach_status in ('reserved', 'attached')
+            and _alone(p)
+        ),
+        Action.REPAIR,
+        'the server is {vm}: its volume waits for it, but says {status}',
+    ),
+    Rule(
         'G8',
         lambda p: (
             p.server is not None and p.server.vm_state in FROZEN and _agrees(p)

@@ -66,4 +66,4 @@ class CommandTest(testtools.TestCase):
         )
         self.assertEqual(expected, rc, err)
         self.err = err
-        return json.loads(out) if out and table else out
+        return json.loads(out) if out and table else out or None

@@ -13,6 +13,7 @@
 """The guarded writes: what they change, what they refuse, and every crash."""
 
 import contextlib
+import dataclasses
 import itertools
 import sqlite3
 import threading
@@ -248,7 +249,7 @@ class Writes:
         self.assertTrue(gone['deleted'])
         self.assertIsNotNone(gone['deleted_at'])
         self.assertFalse(stays['deleted'])
-        write.undo_reset(self.dbs, self.olds[0], agree, self.record)
+        write.undo(self.dbs, self.olds[0], agree, self.record)
         back = get('cinder', tables.volume_admin_metadata, modes[0])
         self.assertFalse(back['deleted'])
 
@@ -436,7 +437,7 @@ class Writes:
         server_id, volume_id, *_ = self.attached()
         before = self.cloud.dump()
         self.reset(server_id, volume_id)
-        write.undo_reset(self.dbs, self.olds[0], agree, self.record)
+        write.undo(self.dbs, self.olds[0], agree, self.record)
         self.assertUntouched(before)
         self.assertEqual('undo', self.olds[1]['kind'])
 
@@ -445,21 +446,22 @@ class Writes:
         before = self.cloud.dump()
         self.reset(server_id, volume_id)
         for _ in range(2):
-            write.undo_reset(self.dbs, self.olds[0], agree, self.record)
+            write.undo(self.dbs, self.olds[0], agree, self.record)
         self.assertUntouched(before)
         self.assertEqual(2, len(self.olds))
 
-    def refuse_undo(self) -> None:
+    def refuse_undo(self) -> str:
         before = self.cloud.dump()
-        self.assertRaises(
+        error = self.assertRaises(
             exceptions.Changed,
-            write.undo_reset,
+            write.undo,
             self.dbs,
             self.olds[0],
             agree,
             self.record,
         )
         self.assertUntouched(before)
+        return str(error)
 
     def test_no_undo_after_another_attach(self) -> None:
         server_id, volume_id, *_ = self.attached()
@@ -493,7 +495,71 @@ class Writes:
         )
         self.cloud.mapping(server_id, volume_id, 'a1')
         self.reset(server_id, volume_id)
-        self.refuse_undo()
+        self.assertIn('available before', self.refuse_undo())
+
+    def test_undo_between_whose_commits_it_becomes_available(self) -> None:
+        server_id, volume_id, mapping_id, _row = self.attached()
+        self.reset(server_id, volume_id)
+        real = write._write
+
+        def write_and_free(held: ty.Any, half: ty.Any) -> None:
+            real(held, half)
+            if half[0].table is not BDM:
+                self.cloud.set(
+                    'cinder', VOLUMES, volume_id, status='available'
+                )
+
+        with mock.patch.object(write, '_write', write_and_free):
+            self.assertRaises(
+                exceptions.Changed,
+                write.undo,
+                self.dbs,
+                self.olds[0],
+                agree,
+                self.record,
+            )
+        self.assertEqual(mapping_id, self.mapping(mapping_id)['deleted'])
+
+    def test_the_update_is_conditional_on_all_that_was_read(self) -> None:
+        server_id, volume_id, mapping_id, row_id = self.attached()
+        self.reset(server_id, volume_id)
+        write.undo(self.dbs, self.olds[0], agree, self.record)
+        for values in self.olds[0]['changes']:
+            change = write._Change.from_dict(values)
+            others = {name: 'x' for name in (*change.old, *change.bound)} | {
+                'deleted': 7,
+                'deleted_at': '2026-01-01T00:00:00',
+            }
+            others |= {
+                name: others['deleted_at']
+                for name in ('detach_time', 'updated_at')
+            }
+            for name in (*change.old, *change.bound):
+                wrong = dataclasses.replace(
+                    change,
+                    old=change.old | {name: others[name]}
+                    if name in change.old
+                    else change.old,
+                    bound=change.bound | {name: others[name]}
+                    if name in change.bound
+                    else change.bound,
+                )
+                self.assertChanges(wrong, False)
+            self.assertChanges(change, True)
+
+    def assertChanges(self, change: ty.Any, changes: bool) -> None:
+        database = (
+            self.dbs.cinder
+            if change.database == 'cinder'
+            else self.dbs.cells[change.database]
+        )
+        with database.connect(write=True) as connection:
+            if changes:
+                write._apply(connection, change)
+            else:
+                self.assertRaises(
+                    exceptions.Changed, write._apply, connection, change
+                )
 
     def test_a_forged_journal(self) -> None:
         server_id, volume_id, *_ = self.attached()
@@ -511,7 +577,7 @@ class Writes:
         ):
             self.assertRaises(
                 exceptions.Refused,
-                write.undo_reset,
+                write.undo,
                 self.dbs,
                 {**old, 'changes': [forged]},
                 agree,
@@ -762,7 +828,7 @@ class Crashes:
             return server_id, volume_id
 
         def undo(*ids: str) -> None:
-            write.undo_reset(self.dbs, self.olds[0], agree, self.record)
+            write.undo(self.dbs, self.olds[0], agree, self.record)
 
         self.every_point(
             prepare, undo, undo, lambda *ids: self.assertUntouched(self.before)
@@ -780,7 +846,7 @@ class Crashes:
         def undo(*ids: str) -> None:
             if self.olds:
                 old = self.olds[-1]
-                write.undo_reset(self.dbs, old, agree, self.record)
+                write.undo(self.dbs, old, agree, self.record)
 
         self.every_point(
             prepare,

@@ -132,9 +132,17 @@ class TestGates(TestCase):
         self.assertVerdict(
             'G7', A.LEAVE, server=build.server(vm_state='shelved')
         )
+        # freed by somebody's UPDATE: its row says what it should be
+        self.assertVerdict(
+            'G7',
+            A.REPAIR,
+            server=server,
+            volume=build.free(),
+            rows=(reserved,),
+        )
         # anything else of a shelved server is a person's case
         for changes in (
-            {'volume': build.free()},
+            {'volume': build.free(), 'rows': ()},
             {'rows': ()},
             {'mappings': ()},
             {'rows': (reserved, build.row(id='b'))},
@@ -457,6 +465,49 @@ class TestRules(TestCase):
         ):
             self.assertVerdict('R8', A.FLAG, volume=error, **changes)
 
+    def test_r2_of_a_detach_says_so(self):
+        reason = self.assertVerdict(
+            'R2', A.REPAIR, volume=build.volume(status='detaching')
+        )
+        self.assertIn('a user wanted it off', reason)
+
+    def alone(self, **changes):
+        values = {
+            'server_id': '',
+            'server': None,
+            'volume': build.free(status='reserved'),
+            'mappings': (),
+            'rows': (),
+            'compute_up': None,
+        }
+        return {**values, **changes}
+
+    def test_r7_nobody_has_it(self):
+        for status in 'reserved', 'attaching', 'detaching':
+            reason = self.assertVerdict(
+                'R7',
+                A.RELEASE,
+                **self.alone(volume=build.free(status=status)),
+            )
+            self.assertIn(status, reason)
+        for rule, changes in (
+            ('R8', {'volume': build.free()}),
+            ('R8', {'volume': build.free(status='in-use')}),
+            ('R8', {'volume': build.free(status='error')}),
+            ('R8', {'other_rows': (build.row('s2'),)}),
+            ('R8', {'other_mappings': (build.mapping('s2'),)}),
+            ('G3', {'volume': build.free(status='deleting')}),
+            (
+                'G2',
+                {
+                    'volume': build.free(
+                        status='reserved', migration_status='target:v2'
+                    )
+                },
+            ),
+        ):
+            self.assertVerdict(rule, A.FLAG, **self.alone(**changes))
+
     def test_r8_ids_differ(self):
         self.assertVerdict('R8', A.FLAG, rows=(build.row(id='other'),))
         self.assertVerdict('R8', A.FLAG, rows=())
@@ -545,6 +596,7 @@ def _tuples(strategy, most=2):
 
 ANY = st.builds(
     build.pair,
+    server_id=st.sampled_from(['s1', 's1', 's1', '']),
     server=st.one_of(st.none(), SERVERS, SERVERS),
     volume=st.one_of(
         st.none(),

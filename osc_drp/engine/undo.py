@@ -1,0 +1,227 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""`drp db undo`: put back what one run changed, where nobody moved on."""
+
+import dataclasses
+import functools
+import pathlib
+import typing as ty
+
+from osc_drp import exceptions
+from osc_drp.engine import apply
+from osc_drp.engine import facts
+from osc_drp.engine import journal
+from osc_drp.engine import plan
+from osc_drp.engine import ports
+from osc_drp.engine import rules
+from osc_drp.engine import units
+from osc_drp.i18n import _
+
+_Key = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One change of the run that is to be undone."""
+
+    #: Its place in the journal.
+    number: int
+    server_id: str
+    volume_id: str
+    #: The cloud's clock, before the change.
+    at: str
+    old: dict[str, ty.Any]
+
+    @property
+    def key(self) -> _Key:
+        """The server and the volume."""
+        return self.server_id, self.volume_id
+
+
+def entries(path: pathlib.Path) -> list[Entry]:
+    """Read what a run changed, oldest first.
+
+    :raises DrpError: it is no run
+    """
+    lines = journal.read(path)
+    if not lines or lines[0].get('event') != 'begin':
+        raise exceptions.DrpError(_("no journal of a run in '%s'") % path)
+    found: list[Entry] = []
+    try:
+        for number, line in enumerate(lines):
+            if line['event'] == 'old' and line['action'] != 'undo':
+                found.append(
+                    Entry(
+                        number,
+                        line['server'],
+                        line['volume'],
+                        line['cloud_time'],
+                        line['rows'],
+                    )
+                )
+            elif _declined(line) and found:
+                if (line['server'], line['volume']) == found[-1].key:
+                    found.pop()
+    except (KeyError, TypeError):
+        raise exceptions.DrpError(
+            _("the journal of run '%s' is damaged") % path
+        ) from None
+    return found
+
+
+def _declined(line: journal.Entry) -> bool:
+    """Whether a change was given up under the locks: nothing was written."""
+    return line['event'] == 'outcome' and line.get('status') == apply.OPEN
+
+
+def find_run(runs: journal.RunDirectory, name: str) -> pathlib.Path:
+    """Find a run by its id, or take the directory itself.
+
+    :raises DrpError: there is none
+    """
+    for path in (runs.path / name, pathlib.Path(name)):
+        if (path / journal.FILE).is_file():
+            return path
+    raise exceptions.DrpError(
+        _("no run '%(name)s' in %(path)s") % {'name': name, 'path': runs.path}
+    )
+
+
+class Undo:
+    """Plans and carries out `drp db undo`."""
+
+    def __init__(
+        self,
+        databases: ports.Databases,
+        changed: list[Entry],
+        undone: frozenset[int],
+        say: ports.Say,
+    ) -> None:
+        """Prepare.
+
+        :param changed: what the run changed
+        :param undone: numbers of the entries that are put back already
+        """
+        self._databases = databases
+        self._entries: dict[_Key, list[Entry]] = {}
+        for entry in reversed(changed):
+            self._entries.setdefault(entry.key, []).append(entry)
+        self._undone = undone
+        self._say = say
+        self.seen: facts.Observation | None = None
+
+    def propose(self) -> tuple[plan.Item, ...]:
+        """Observe once and plan; writes nothing."""
+        seen = self._databases.observe()
+        self.seen = seen
+        moved = self._moved_on()
+        pairs = {
+            (p.server_id, p.volume_id): p
+            for p in (*facts.pairs(seen), *facts.lone(seen))
+        }
+        items = []
+        for key in sorted(self._entries, key=lambda k: (k[1], k[0])):
+            do, reason = self._plan(key, moved)
+            items.append(plan.Item(*key, do, '', reason, pairs.get(key)))
+        return tuple(items)
+
+    def _moved_on(self) -> dict[str, str]:
+        """Name the newest action of each server since its first change.
+
+        What the run itself waited for is not among them: every change was
+        confirmed under the locks, at the time that its entry holds.
+        """
+        since: dict[str, str] = {}
+        for (server_id, _volume), found in self._entries.items():
+            for entry in found:
+                since[server_id] = max(since.get(server_id, ''), entry.at)
+        since.pop('', None)
+        if not since:
+            return {}
+        log = self._databases.actions_since(
+            frozenset(since), min(since.values())
+        )
+        return {
+            a.server_id: a.action
+            for a in log
+            if a.start_time >= since[a.server_id]
+        }
+
+    def _plan(self, key: _Key, moved: dict[str, str]) -> tuple[plan.Do, str]:
+        assert self.seen is not None
+        if not self._open(key):
+            return plan.Do.NOTHING, _('put back already')
+        server = self.seen.servers.get(key[0])
+        if key[0] in moved:
+            reason = _('the server moved on since: %s') % moved[key[0]]
+            return plan.Do.FLAG, reason
+        if server is not None and not off(server):
+            return plan.Do.FLAG, _('the server is not off')
+        if any(_from_available(e) for e in self._open(key)):
+            reason = _('repaired from available: never made so again')
+            return plan.Do.FLAG, reason
+        return plan.Do.UNDO, _('as the run left it')
+
+    def _open(self, key: _Key) -> list[Entry]:
+        return [e for e in self._entries[key] if e.number not in self._undone]
+
+    def carry_out(
+        self, items: tuple[plan.Item, ...], run: journal.Run
+    ) -> list[apply.Outcome]:
+        """Put back each pair, its newest change first."""
+        acting = [i for i in items if i.do is plan.Do.UNDO]
+        work = functools.partial(self._undo_pair, run)
+        return units.by_volume(acting, work, self._say)
+
+    def _undo_pair(self, run: journal.Run, item: plan.Item) -> apply.Outcome:
+        outcome = apply.Outcome(
+            item.server_id, item.volume_id, apply.DONE, _('put back')
+        )
+        for entry in self._open((item.server_id, item.volume_id)):
+            outcome = units.journalled(
+                run,
+                'undo',
+                item,
+                functools.partial(self._confirm, item),
+                functools.partial(self._databases.undo, entry.old),
+                _('put back'),
+                number=entry.number,
+            )
+            if outcome.status != apply.DONE:
+                break
+        return outcome
+
+    def _confirm(self, item: plan.Item, seen: facts.Observation) -> None:
+        """Check under the locks that the server is as the plan saw it."""
+        assert self.seen is not None
+        server = seen.servers.get(item.server_id)
+        if server != self.seen.servers.get(item.server_id):
+            raise exceptions.Changed(_('the server changed meanwhile'))
+
+
+def off(server: facts.Server) -> bool:
+    """Whether nova says that the server is off and stays so."""
+    return (
+        server.vm_state in rules.OFF_STATES
+        and server.task_state is None
+        and server.power_state in rules.OFF_POWER
+    )
+
+
+def _from_available(entry: Entry) -> bool:
+    """Whether it is a repair of a volume that was 'available' (DESIGN 3)."""
+    changes = entry.old.get('changes', ())
+    return entry.old.get('kind') == 'repair' and any(
+        c['table'] == 'volumes' and c['old']['status'] == 'available'
+        for c in changes
+    )
