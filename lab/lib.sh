@@ -45,6 +45,15 @@ die() { say "ERROR: $*"; exit 1; }
 virt() { VIRT=${LAB_VIRT:-$(cat "$LAB_HOME/virt" 2>/dev/null || echo fake)}; }
 virt
 
+# One script at a time changes a lab; the scripts that it calls belong to it.
+alone() {
+    [ -z "${LAB_ALONE:-}" ] || return 0
+    mkdir -p "$LAB_HOME"
+    exec 9> "$LAB_HOME/lock"
+    flock -n 9 || { say "waiting for another script of this lab"; flock -w 900 9 || die "another script holds $LAB_HOME/lock"; }
+    export LAB_ALONE=1
+}
+
 # ---- secrets -------------------------------------------------------------------------------------
 # Made once per lab and kept with the databases that know them. Each has characters that a URL must quote.
 hex() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
@@ -189,7 +198,7 @@ start() { # name command...
     local name=$1; shift
     alive "$name" && return 0
     # setsid: a session of its own, so nothing of it hangs on the calling shell
-    (cd "$LAB_HOME" && exec env -u OSC_DRP_LAB_SCRIPT setsid "$@" >> "$LOG/$name.log" 2>&1 < /dev/null) &
+    (cd "$LAB_HOME" && exec env -u OSC_DRP_LAB_SCRIPT -u LAB_ALONE setsid "$@" >> "$LOG/$name.log" 2>&1 < /dev/null 9>&-) &
     echo "$! $(starttime $!)" > "$RUN/$name.pid"
     disown $! 2>/dev/null || true
 }

@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.fixture(scope='session', autouse=True)
-def cloud():
+def cloud(alone):
     """A lab that is up and seeded, with the snapshots `seeded` and `lost`; at the end no output held a secret."""
     def ready():
         snapshots = labkit.LAB_HOME / 'snapshots'
