@@ -470,6 +470,13 @@ class Writes:
         self.cloud.attach(other, volume_id, 'cell2')
         self.refuse_undo()
 
+    def test_no_undo_beside_a_mapping_with_the_same_number(self) -> None:
+        server_id, volume_id, mapping_id, _row = self.attached()
+        self.reset(server_id, volume_id)
+        other = self.cloud.server('other', 'cell2')
+        self.cloud.mapping(other, volume_id, None, 'cell2', id=mapping_id)
+        self.refuse_undo()
+
     def test_no_undo_after_it_was_attached_again(self) -> None:
         server_id, volume_id, *_ = self.attached()
         self.reset(server_id, volume_id)
@@ -521,7 +528,7 @@ class Writes:
         self.assertEqual(mapping_id, self.mapping(mapping_id)['deleted'])
 
     def test_the_update_is_conditional_on_all_that_was_read(self) -> None:
-        server_id, volume_id, mapping_id, row_id = self.attached()
+        server_id, volume_id, *_ = self.attached()
         self.reset(server_id, volume_id)
         write.undo(self.dbs, self.olds[0], agree, self.record)
         for values in self.olds[0]['changes']:
