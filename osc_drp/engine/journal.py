@@ -34,6 +34,7 @@ from osc_drp.i18n import _
 
 FILE = 'journal.jsonl'
 LOCK = 'lock'
+_STAMP = '%Y%m%dT%H%M%SZ'
 
 Entry: ty.TypeAlias = dict[str, ty.Any]
 
@@ -182,9 +183,8 @@ class RunDirectory:
         :param subject: what it is about (the map, the selection), by which
             the same command finds its unfinished run again
         """
-        stamp = datetime.datetime.now(datetime.UTC)
-        name = '{:%Y%m%dT%H%M%SZ}-{}-{}'.format(
-            stamp, command.replace(' ', '-'), secrets.token_hex(2)
+        name = '{}-{}-{}'.format(
+            self._stamp(), command.replace(' ', '-'), secrets.token_hex(2)
         )
         path = self.path / name
         try:
@@ -199,6 +199,24 @@ class RunDirectory:
             ) from error
         run.write('begin', command=command, subject=subject)
         return run
+
+    def _stamp(self) -> str:
+        """Give the time, but later than that of every earlier run.
+
+        The names give the order, and after a power loss the clock of this
+        machine may be behind.
+        """
+        stamp = f'{datetime.datetime.now(datetime.UTC):{_STAMP}}'
+        newest = max(
+            (p.name.partition('-')[0] for p in self.runs()), default=''
+        )
+        if stamp > newest:
+            return stamp
+        try:
+            last = datetime.datetime.strptime(newest, _STAMP)
+        except ValueError:
+            return stamp
+        return f'{last + datetime.timedelta(seconds=1):{_STAMP}}'
 
     def unfinished(
         self, command: str, subject: dict[str, ty.Any]

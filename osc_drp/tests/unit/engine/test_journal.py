@@ -47,7 +47,6 @@ class TestCase(unittest.TestCase):
         self.path = pathlib.Path(directory.name) / 'state' / 'lab'
         self.path.mkdir(parents=True)
         self.runs = journal.RunDirectory(self.path)
-        self._second = 0
         self._closed = set()
 
     def close(self, run):
@@ -57,13 +56,8 @@ class TestCase(unittest.TestCase):
             run.close()
 
     def begin(self, command='db reset', subject=SUBJECT):
-        """Begin a run a second later than the one before."""
-        self._second += 1
-        real = journal.datetime.datetime.now(journal.datetime.UTC)
-        when = real + journal.datetime.timedelta(seconds=self._second)
-        with mock.patch.object(journal, 'datetime') as fake:
-            fake.datetime.now.return_value = when
-            run = self.runs.begin(command, subject)
+        """Begin a run."""
+        run = self.runs.begin(command, subject)
         self.addCleanup(self.close, run)
         return run
 
@@ -290,6 +284,30 @@ class TestRunDirectory(TestCase):
         self.begin()
         newest = self.begin()
         self.assertEqual(newest.path, self.unfinished())
+
+    def test_order_is_that_of_beginning_whatever_the_clock_says(self):
+        real = journal.datetime.datetime
+        begun = []
+        for text in (
+            '2026-11-22T12:00:00Z',
+            '2026-11-22T12:00:00Z',
+            '1970-01-01T00:00:00Z',  # the battery of its clock is empty
+            '2026-11-22T12:00:02Z',
+            '2026-11-23T12:00:00Z',
+        ):
+            with mock.patch.object(journal.datetime, 'datetime') as fake:
+                fake.now.return_value = real.fromisoformat(text)
+                fake.strptime = real.strptime
+                begun.append(self.begin().path)
+        self.assertEqual(begun, self.runs.runs())
+        self.assertEqual(begun[-1], self.unfinished())
+        self.assertEqual('20261123T120000Z', begun[-1].name[:16])
+
+    def test_a_directory_of_another_name_is_no_hindrance(self):
+        odd = self.path / 'zzz'
+        odd.mkdir()
+        (odd / journal.FILE).write_text('')
+        self.assertIn(self.begin().path, self.runs.runs())
 
     def test_a_finished_run_hides_older_ones(self):
         self.begin()
