@@ -150,6 +150,9 @@ max_pool_size = 5
 [database]
 connection = $DB_URL_nova/nova_cell0?$db
 max_pool_size = 5
+# a cell that is down is told within seconds, not minutes
+max_retries = 1
+retry_interval = 1
 C
     render_nova nova-cell1.conf cell1 lab "$VAR/nova" none <<C
 [database]

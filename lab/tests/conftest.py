@@ -2,11 +2,21 @@
 
 A lab that is not there is made and seeded; one that is off is switched on.
 """
+import fcntl
 import shutil
 
 import labkit
 import procedure
 import pytest
+
+
+@pytest.fixture(scope='session')
+def alone():
+    """One test run at a time on this lab; another waits for its turn."""
+    labkit.TESTS.mkdir(parents=True, exist_ok=True)
+    with open(labkit.TESTS / 'lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope='session', autouse=True)
