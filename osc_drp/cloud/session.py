@@ -421,6 +421,7 @@ def connect(app: ty.Any) -> Api:
         be reached, or it refuses the user. (That no such cloud exists is
         said by openstackclient before any command runs.)
     """
+    _hush()
     manager = app.client_manager
     region = manager._cli_options
     cloud = region.name or 'envvars'
@@ -435,6 +436,13 @@ def connect(app: ty.Any) -> Api:
     except osc_exceptions.AuthorizationFailure as exc:
         raise failures.login_error(cloud, region, exc) from exc
     return Api(session, region, cloud)
+
+
+def _hush() -> None:
+    """Keep keystoneauth from telling a failure before we do, and worse."""
+    discovery = logging.getLogger('keystoneauth.identity.generic.base')
+    if not discovery.isEnabledFor(logging.DEBUG):
+        discovery.setLevel(logging.ERROR)
 
 
 def _tune(session: ksa_session.Session) -> None:
