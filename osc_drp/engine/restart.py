@@ -549,7 +549,8 @@ def _give_up(item: plan.Item) -> plan.Item:
 
 def _waits_for(items: list[plan.Item]) -> str:
     reasons = facts.group(items, lambda i: i.reason)
-    return _('waiting for %d servers: %s') % (
-        len(items),
-        '; '.join(f'{len(g)} {reason}' for reason, g in reasons.items()),
-    )
+    why = '; '.join(f'{len(g)} {reason}' for reason, g in reasons.items())
+    return _('waiting for %(count)d servers: %(why)s') % {
+        'count': len(items),
+        'why': why,
+    }

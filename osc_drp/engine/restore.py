@@ -278,11 +278,15 @@ class Restore:
                 )
             if self._clock.monotonic() >= deadline:
                 raise exceptions.ApiError(
-                    _('not attached within %d s; it is %s')
-                    % (
-                        self._wait,
-                        rows[0].attach_status if rows else _('in nova only'),
-                    )
+                    _('not attached within %(limit)d s; it is %(status)s')
+                    % {
+                        'limit': self._wait,
+                        'status': (
+                            rows[0].attach_status
+                            if rows
+                            else _('in nova only')
+                        ),
+                    }
                 )
             self._clock.sleep(pause)
             pause = min(POLL, pause * 2)
