@@ -204,7 +204,8 @@ class Cloud:
     def do_attach(self, wanted, fails=False, seconds=1):
         server_id, volume_id = wanted.server_id, wanted.volume_id
         volume = self.seen.volumes[volume_id]
-        if volume.status != 'available' and not volume.multiattach:
+        wanted_in = ('available', 'in-use')[: 1 + volume.multiattach]
+        if volume.status not in wanted_in:
             raise exceptions.Conflict(f'volume {volume_id} {volume.status}')
         self.log(server_id, 'attach_volume', ME)
         mapping = build.mapping(server_id, volume_id, device=wanted.device)

@@ -367,3 +367,19 @@ class TestRunDirectory(TestCase):
         run = self.begin('servers restart')
         run.write('before', action='stop', server='s1', newest='r3')
         self.assertEqual({'s1': ['r1', 'r3'], 's2': [None]}, self.runs.stops())
+
+    def test_undone(self):
+        run = self.begin('db undo', {'run': 'r1'})
+        which = {'event': 'outcome', 'what': ''}
+        for number, action, status in (
+            (1, 'undo', 'done'),
+            (2, 'undo', 'failed'),
+            (3, 'reset', 'done'),
+        ):
+            run.write(**which, number=number, action=action, status=status)
+        again = self.begin('db undo', {'run': 'r1'})
+        again.write(**which, number=4, action='undo', status='done')
+        other = self.begin('db undo', {'run': 'r2'})
+        other.write(**which, number=5, action='undo', status='done')
+        self.assertEqual({1, 4}, self.runs.undone('r1'))
+        self.assertEqual(frozenset(), self.runs.undone('r9'))

@@ -363,3 +363,36 @@ class TestRestore(unittest.TestCase):
                 [server_id + d for d in DEVICES],
                 [v for _a, s, v in self.cloud.sent if s == server_id],
             )
+
+    def shared(self):
+        self.map = build.cloud_map(
+            attachments=[
+                build.attachment(s, 'v1', multiattach=True)
+                for s in ('s1', 's2', 's3')
+            ]
+        )
+        self.cloud.seen = build.seen(
+            [build.running(s) for s in ('s0', 's1', 's2', 's3')],
+            [build.free('v1', multiattach=True)],
+        )
+
+    def test_multiattach_goes_to_one_server_at_a_time(self):
+        # cinder reserves a volume for one server at a time
+        self.shared()
+        outcomes = self.last_outcomes()
+        self.assertEqual(['done'] * 3, [o.status for o in outcomes])
+        self.assertEqual(3, len(self.cloud.sent))
+
+    def test_multiattach_waits_for_another_servers_attach(self):
+        self.shared()
+        outcomes = self.last_outcomes(
+            lambda: self.cloud.do_attach(
+                build.attachment('s0', 'v1'), seconds=7
+            )
+        )
+        self.assertEqual(['done'] * 3, [o.status for o in outcomes])
+
+    def last_outcomes(self, meanwhile=lambda: None):
+        items = self.job().propose()
+        meanwhile()
+        return self.last.carry_out(items, self.journal)
