@@ -13,7 +13,9 @@
 """Step 4, driven against a cloud in memory."""
 
 import dataclasses
+import threading
 import unittest
+from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
@@ -379,7 +381,22 @@ class TestRestore(unittest.TestCase):
     def test_multiattach_goes_to_one_server_at_a_time(self):
         # cinder reserves a volume for one server at a time
         self.shared()
-        outcomes = self.last_outcomes()
+        barrier = threading.Barrier(2)
+        met = []
+        volume = self.cloud.volume
+
+        def meet(volume_id):
+            # asked just before an attach is sent
+            try:
+                barrier.wait(0.3)
+                met.append(volume_id)
+            except threading.BrokenBarrierError:
+                barrier.reset()
+            return volume(volume_id)
+
+        with mock.patch.object(self.cloud, 'volume', meet):
+            outcomes = self.last_outcomes()
+        self.assertEqual([], met)
         self.assertEqual(['done'] * 3, [o.status for o in outcomes])
         self.assertEqual(3, len(self.cloud.sent))
 
