@@ -262,6 +262,7 @@ class RestoreAttachments(base.DrpLister):
             base.selection(parsed_args),
             say,
             resets=held.runs.resets(),
+            wished_off=held.runs.wished_off(),
             limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
             wait=parsed_args.wait,
         )

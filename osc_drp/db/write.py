@@ -791,6 +791,10 @@ def _run(
     )
     try:
         for half in todo:
+            if held.cell is not None and _frees(half):
+                # As after a reset's first commit: nova's locks are no more
+                # needed, and in the way of a trigger that looks at nova.
+                held.connection(held.cell).rollback()
             _write(held, half)
     except BaseException as e:
         # An interrupt as well: what is half done is put back at once.
@@ -806,6 +810,10 @@ def _write(held: _Held, half: list[_Change]) -> None:
     held.connection(half[0].database).commit()
 
 
+def _frees(half: list[_Change]) -> bool:
+    return any(c.new.get('status') == 'available' for c in half)
+
+
 def _check_free(
     on: engines.Connections,
     volume_id: str,
@@ -817,8 +825,7 @@ def _check_free(
     :param soon: changes that will be made before
     :raises Changed: if any cell holds a live mapping of it
     """
-    changes = [change for half in halves for change in half]
-    if not any(c.new.get('status') == 'available' for c in changes):
+    if not any(_frees(half) for half in halves):
         return
     leaving = {(c.database, c.id) for half in soon for c in half}
     for name, connection in on.cells.items():

@@ -254,6 +254,24 @@ class RunDirectory:
                     found.pop(key, None)
         return found
 
+    def wished_off(self) -> frozenset[tuple[str, str]]:
+        """Tell which users' detaches our repairs have finished (R3a).
+
+        The wish may be older than the map, which then has the attachment.
+        """
+        found: set[tuple[str, str]] = set()
+        for path in self.runs():
+            for entry in read(path):
+                if entry['event'] != 'outcome' or entry['status'] != 'done':
+                    continue
+                key = (entry.get('server', ''), entry.get('volume', ''))
+                if entry.get('rule') == 'R3a':
+                    found.add(key)
+                elif entry.get('action') in ('reset', 'undo'):
+                    # attached again since, or put back
+                    found.discard(key)
+        return frozenset(found)
+
     def stops(self) -> dict[str, list[str | None]]:
         """Tell after which action of each server we sent a stop.
 

@@ -44,6 +44,7 @@ class Restore:
         say: ports.Say,
         *,
         resets: collections.abc.Mapping[tuple[str, str], str],
+        wished_off: collections.abc.Container[tuple[str, str]] = (),
         limits: apply.Limits,
         wait: float = 300.0,
         clock: ports.Clock | None = None,
@@ -51,6 +52,7 @@ class Restore:
         """Prepare a restore.
 
         :param resets: what resets of ours took off, and when
+        :param wished_off: users' detaches that a repair of ours finished
         :param wait: seconds that one attach may take
         """
         self._cloud = cloud
@@ -58,6 +60,7 @@ class Restore:
         self._selection = selection
         self._say = say
         self._resets = resets
+        self._wished_off = wished_off
         self._limits = limits
         self._wait = wait
         self._clock = clock or ports.RealClock()
@@ -81,8 +84,19 @@ class Restore:
             server_id: self._cloud.actions(server_id)
             for server_id in sorted(lacking)
         }
-        return plan.plan_restore(
+        items = plan.plan_restore(
             self._map, seen, selected, actions, self._resets
+        )
+        return tuple(
+            dataclasses.replace(
+                i,
+                do=plan.Do.LEAVE,
+                reason=_("a user's detach of it was finished by a repair"),
+            )
+            if i.do is plan.Do.ATTACH
+            and (i.server_id, i.volume_id) in self._wished_off
+            else i
+            for i in items
         )
 
     def carry_out(

@@ -334,6 +334,27 @@ class TestRunDirectory(TestCase):
         if status:
             run.write('outcome', status=status, what='', **which)
 
+    def test_wished_off(self):
+        run = self.begin('db repair')
+        for volume, rule, status in (
+            ('v1', 'R3a', 'done'),
+            ('v2', 'R3a', 'open'),
+            ('v3', 'R5', 'done'),
+            ('v4', 'R3a', 'done'),
+        ):
+            run.write(
+                'outcome',
+                action='repair',
+                rule=rule,
+                server='s1',
+                volume=volume,
+                status=status,
+                what='',
+            )
+        # it was attached again, and a reset of ours took it off
+        self.reset(self.begin(), 'v4', '6', 'done')
+        self.assertEqual({('s1', 'v1')}, self.runs.wished_off())
+
     def test_resets(self):
         run = self.begin()
         self.reset(run, 'done', '1', 'done')

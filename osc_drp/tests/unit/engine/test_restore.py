@@ -338,6 +338,11 @@ class TestRestore(unittest.TestCase):
         self.assertEqual({}, self.restore())
         self.assertEqual([], self.cloud.sent)
 
+    def test_a_detach_that_a_repair_finished(self):
+        found = self.restore(wished_off={('s1', 'v1')})
+        self.assertEqual({'v2': 'done', 'v3': 'done'}, self.statuses(found))
+        self.assertEqual(2, len(self.cloud.sent))
+
     def test_our_own_resets_are_no_detach_of_a_user(self):
         self.cloud.log('s1', 'detach_volume', at='2026-11-22T03:10:00Z')
         resets = {
