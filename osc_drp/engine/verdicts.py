@@ -233,9 +233,10 @@ def nova_manage(one: Judged) -> tuple[NovaManage, ...]:
     """Give nova's own repair of a pair, if only that helps and it would.
 
     `refresh` makes a new attachment for a mapping that lives. cinder accepts
-    that for a volume that is available, that has a live row of the same
-    server while in-use or reserved, or that is in use by several (cinder
-    29.0.0 volume/api.py:_attachment_reserve; LAB.md d, e).
+    that for a volume that is available, that the same server has reserved,
+    or that is in use by several. Beside another row with a connector it
+    answers 409 half-way (cinder 29.0.0 volume/api.py:attachment_update), and
+    nova is left without connection info: seen in the lab.
     """
     pair, volume = one.pair, one.pair.volume
     host = pair.server.host if pair.server else None
@@ -249,10 +250,16 @@ def nova_manage(one: Judged) -> tuple[NovaManage, ...]:
         return ()
     accepted = (
         volume.status == 'available'
-        or (volume.status in ('in-use', 'reserved') and bool(pair.rows))
+        or (volume.status == 'reserved' and bool(pair.rows))
         or (volume.status == 'in-use' and volume.multiattach)
     )
-    if not accepted or (pair.other_mappings and not volume.multiattach):
+    in_the_way = not volume.multiattach and (
+        pair.other_mappings
+        or any(
+            r.connector is not False for r in (*pair.rows, *pair.other_rows)
+        )
+    )
+    if not accepted or in_the_way:
         return ()
     tool = 'nova-manage volume_attachment'
     file = f'connector-{host}.json'

@@ -110,14 +110,6 @@ class Case(base.CommandTest):
     def r7(self, status: str = 'reserved') -> str:
         return self.cloud.volume(status=status, attach_status='detached')
 
-    def r8(self) -> str:
-        volume = self.cloud.volume()
-        _mapping, row = self.cloud.attach(self.web, volume)
-        self.cloud.mapping(self.web, self.cloud.volume(), None)
-        self.cloud.set('cinder', ROWS, row, connector=None)
-        self.cloud.set('cinder', VOLUMES, volume, status='attaching')
-        return volume
-
 
 class RepairTest(Case):
     def test_every_rule(self) -> None:
@@ -191,10 +183,10 @@ class RepairTest(Case):
         self.assertEqual('error', self.status(volume))
 
     def test_flagged_with_the_lines_of_novas_tool(self) -> None:
-        volume = self.cloud.volume()
-        self.cloud.attach(self.web, volume)
-        with self.cloud.engines['nova_cell1'].begin() as connection:
-            connection.execute(sa.update(BDM).values(attachment_id='a1'))
+        volume = self.cloud.volume(
+            status='available', attach_status='detached'
+        )
+        self.cloud.mapping(self.web, volume, 'a-row-that-was-purged')
         before = self.cloud.dump()
         self.assertEqual({volume: 'open'}, self.repair(expected=3))
         self.assertIn(f'refresh {self.web} {volume} connector-', self.err)

@@ -182,6 +182,9 @@ class TestWords(unittest.TestCase):
             {'rows': ()},
             {'rows': (), 'volume': build.free(status='attaching')},
             {'rows': (), 'volume': build.free(status='error')},
+            # cinder would refuse it half-way: seen in the lab
+            {'rows': (build.row(id='b'),)},
+            {'rows': (build.row(id='b'),), 'volume': build.free()},
             # another server has it
             {
                 'rows': (),
