@@ -65,6 +65,8 @@ urlquote() {
     done
     echo "$out"
 }
+# cell0 and cell1 as templates, filled from a service's own [database] connection; cell2 as a plain URL
+CELL_TEMPLATE='{scheme}://{username}:{password}@{hostname}:{port}'
 DB_USERS=(keystone glance placement neutron nova_api nova nova_cell2 cinder)
 secrets() {
     local u f=$VAR/secrets
@@ -88,6 +90,8 @@ secrets() {
         p=DB_PASSWORD_$u
         printf -v "DB_URL_$u" 'mysql+pymysql://%s:%s@127.0.0.1:%s' "$u" "$(urlquote "${!p}")" "$DB_PORT"
     done
+    CELL_URL=("$CELL_TEMPLATE/nova_cell0?{query}" "$CELL_TEMPLATE/nova_cell1?charset=utf8mb3"
+              "$DB_URL_nova_cell2/nova_cell2?charset=utf8mb3")
 }
 
 # ---- configuration -------------------------------------------------------------------------------
