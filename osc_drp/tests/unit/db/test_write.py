@@ -49,6 +49,7 @@ class Crash:
     them. A killed process asks nothing more; any other error comes once.
 
     :param armed: whether to count before the old values are recorded
+    :param lasting: all databases are down from then on
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Crash:
         at: int,
         error: ty.Any = Killed,
         armed: bool = True,
+        lasting: bool = False,
     ) -> None:
         self.dbs = dbs
+        self.lasting = lasting
         self.at = at
         self.error = error
         self.armed = armed
@@ -71,9 +74,9 @@ class Crash:
         self.count += 1
         if self.count == self.at:
             self.fired = True
-            raise self.error() if callable(self.error) else self.error
-        if self.fired and self.error is Killed:
-            raise Killed
+            raise self.error()
+        if self.fired and (self.error is Killed or self.lasting):
+            raise self.error()
 
     def __enter__(self) -> 'Crash':
         with contextlib.ExitStack() as stack:
@@ -85,6 +88,8 @@ class Crash:
             stack.enter_context(
                 mock.patch.object(write, '_sleep', lambda seconds: None)
             )
+            if self.lasting:
+                stack.enter_context(mock.patch.object(write, '_PATIENCE', 0))
             self._stack = stack.pop_all()
         return self
 
@@ -765,7 +770,8 @@ class Crashes:
             self.olds.clear()
             ids = prepare()
             raised: BaseException | None = None
-            with Crash(self.dbs, at, error, armed) as self.crash:
+            down = name == 'down'
+            with Crash(self.dbs, at, error, armed, down) as self.crash:
                 try:
                     act(*ids)
                 except (Killed, KeyboardInterrupt, exceptions.DrpError) as e:
@@ -800,6 +806,21 @@ class Crashes:
             self.assertEqual(('available', 'detached'), self.volume(volume_id))
 
         self.every_point(prepare, self.reset, self.reset_again, check)
+
+    def test_not_known_is_said(self) -> None:
+        """Nova's half is committed, and then no database answers."""
+        server_id, volume_id = self.cloud.server(), self.cloud.volume()
+        self.cloud.attach(server_id, volume_id)
+        error = self.errors['down']
+        # Two statements before it; before and after the commit.
+        with Crash(self.dbs, 4, error, False, True) as self.crash:
+            said = self.assertRaises(
+                exceptions.DatabaseError, self.reset, server_id, volume_id
+            )
+        self.assertIn('not known whether it was done', str(said))
+        self.crash = None
+        self.assertEqual([], self.cloud.violations())
+        self.assertEqual((), self.pair(server_id, volume_id).mappings)
 
     def test_reset_of_a_half(self) -> None:
         def prepare() -> tuple[str, str]:
@@ -897,7 +918,7 @@ def errors(kind: type[Exception]) -> dict[str, ty.Any]:
     }
     for code, text in ONCE.items():
         found[str(code)] = lambda code=code, text=text: kind(code, text)
-    return found
+    return {**found, 'down': found['2013']}
 
 
 class TestWrites(Writes, Base):
