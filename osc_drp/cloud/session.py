@@ -39,6 +39,8 @@ from osc_drp import exceptions
 from osc_drp.i18n import _
 
 LOG = logging.getLogger(__name__)
+#: keystoneauth's logger that warns of a keystone that does not answer.
+DISCOVERY = 'keystoneauth.identity.generic.base'
 
 #: Seconds to connect, and to wait for an answer. osc-lib sets no time-out
 #: at all (osc_lib/clientmanager.py), and a half-dead API host is the rule
@@ -421,7 +423,9 @@ def connect(app: ty.Any) -> Api:
         be reached, or it refuses the user. (That no such cloud exists is
         said by openstackclient before any command runs.)
     """
-    _hush()
+    if not app.options.debug:
+        # it would tell a failure before we do, and worse
+        logging.getLogger(DISCOVERY).setLevel(logging.ERROR)
     manager = app.client_manager
     region = manager._cli_options
     cloud = region.name or 'envvars'
@@ -436,13 +440,6 @@ def connect(app: ty.Any) -> Api:
     except osc_exceptions.AuthorizationFailure as exc:
         raise failures.login_error(cloud, region, exc) from exc
     return Api(session, region, cloud)
-
-
-def _hush() -> None:
-    """Keep keystoneauth from telling a failure before we do, and worse."""
-    discovery = logging.getLogger('keystoneauth.identity.generic.base')
-    if not discovery.isEnabledFor(logging.DEBUG):
-        discovery.setLevel(logging.ERROR)
 
 
 def _tune(session: ksa_session.Session) -> None:

@@ -97,7 +97,7 @@ class ResetDatabase(base.DrpLister):
             held.held(parsed_args.dry_run),
             base.databases(parsed_args) as databases,
         ):
-            databases.check_grants()
+            databases.check_grants(locks=not parsed_args.dry_run)
             job = reset.Reset(
                 databases,
                 cloud_map,
@@ -185,7 +185,7 @@ class RepairDatabase(base.DrpLister):
             held.held(parsed_args.dry_run),
             base.databases(parsed_args) as databases,
         ):
-            databases.check_grants()
+            databases.check_grants(locks=not parsed_args.dry_run)
             job = repair.Repair(
                 databases,
                 cloud_map,
@@ -251,7 +251,7 @@ class UndoDatabase(base.DrpLister):
             held.held(parsed_args.dry_run),
             base.databases(parsed_args) as databases,
         ):
-            databases.check_grants()
+            databases.check_grants(locks=not parsed_args.dry_run)
             undone = held.runs.undone(path.name)
             job = undo.Undo(databases, changed, undone, say)
             items = job.propose()

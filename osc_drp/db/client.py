@@ -29,12 +29,13 @@ class Client:
     def __init__(self, databases: engines.Databases) -> None:
         self._databases = databases
 
-    def check_grants(self) -> None:
+    def check_grants(self, locks: bool = True) -> None:
         """Prove that we may write what we write; writes nothing.
 
+        :param locks: also that we may lock rows
         :raises DatabaseError: naming the privilege that is missing
         """
-        self._databases.check_grants()
+        self._databases.check_grants(locks)
 
     def observe(self) -> facts.Observation:
         """Read everything, in bulk."""

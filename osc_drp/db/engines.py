@@ -175,12 +175,14 @@ class Databases:
                     # have no privilege for.
                     connection.execute(sa.select(table).where(sa.false()))
 
-    def check_grants(self) -> None:
+    def check_grants(self, locks: bool = True) -> None:
         """Prove that the user may write what db/write.py writes.
 
         EXPLAIN UPDATE needs the privileges of the UPDATE and writes nothing
         (MariaDB 10.11, tried). Nothing is proven on SQLite.
 
+        :param locks: also prove that rows may be locked (no row is); a dry
+            run does without
         :raises DatabaseError: naming the privilege that is missing
         """
         # Not at the top: write.py needs this module.
@@ -190,7 +192,7 @@ class Databases:
             if database.mysql:
                 with database.connect() as connection:
                     _check_writable(database, connection)
-                    for statement in write.probes(database.metadata):
+                    for statement in write.probes(database.metadata, locks):
                         connection.execute(statement)
 
 

@@ -161,7 +161,9 @@ _TABLES = {table.name: table for table in _WRITABLE}
 _STRANGE = 'The journal has a change that osc-drp does not make'
 
 
-def probes(metadata: sa.MetaData) -> ty.Iterator[sa.Executable]:
+def probes(
+    metadata: sa.MetaData, locks: bool = True
+) -> ty.Iterator[sa.Executable]:
     """Make statements that need our privileges and change nothing.
 
     One EXPLAIN UPDATE per table that we write, and the row locks, on no
@@ -177,7 +179,7 @@ def probes(metadata: sa.MetaData) -> ty.Iterator[sa.Executable]:
             )
             yield _explain(update)
     for table in (_volumes, _rows, _instances, _bdm):
-        if table.metadata is metadata:
+        if locks and table.metadata is metadata:
             yield (
                 sa.select(table.c.id).where(table.c.id.is_(None))
             ).with_for_update()

@@ -60,7 +60,10 @@ def application(url, password='right', **more):
         **more,
     )
     region._name = 'blue'
-    return types.SimpleNamespace(client_manager=Manager(region))
+    return types.SimpleNamespace(
+        client_manager=Manager(region),
+        options=types.SimpleNamespace(debug=None),
+    )
 
 
 class Case(unittest.TestCase):

@@ -34,7 +34,7 @@ class Client(fakes.Databases):
 
     grants: Exception | None = None
 
-    def check_grants(self):
+    def check_grants(self, locks=True):
         if self.grants:
             raise self.grants
 
