@@ -168,6 +168,9 @@ class Restore:
         except exceptions.NotFound:
             return _('the server was deleted since')
         if server.ran and server.task_state is None:
+            if self._cloud.diagnostics_running(server_id) is False:
+                # right after power-on nova still says what was true before
+                return _('its guest is off, nova has not noticed yet')
             return ''
         return _('changed meanwhile: the server is %(vm)s, %(task)s') % {
             'vm': server.vm_state,

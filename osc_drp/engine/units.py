@@ -38,7 +38,21 @@ def by_volume(
     """Do all units, one volume after the other, as the locks are taken."""
 
     def lane(group: list[plan.Item]) -> list[apply.Outcome]:
-        return [work(item) for item in group]
+        outcomes = []
+        for item in group:
+            try:
+                outcomes.append(work(item))
+            except exceptions.DrpError as error:
+                # the journal failed: what was done before stays done
+                outcomes.append(
+                    apply.Outcome(
+                        item.server_id,
+                        item.volume_id,
+                        apply.FAILED,
+                        str(error),
+                    )
+                )
+        return outcomes
 
     lanes = [
         apply.Lane(
@@ -89,7 +103,7 @@ def journalled(
         write(confirmed, record)
     except exceptions.Changed as error:
         status, what = apply.OPEN, str(error)
-    except (exceptions.DatabaseError, exceptions.Refused) as error:
+    except exceptions.DrpError as error:
         status, what = apply.FAILED, str(error)
     run.write('outcome', action=action, status=status, what=what, **key)
     return apply.Outcome(item.server_id, item.volume_id, status, what)

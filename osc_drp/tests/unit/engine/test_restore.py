@@ -249,6 +249,13 @@ class TestRestore(unittest.TestCase):
             self.assertIn(text, found['v3'].what)
             self.assertEqual([], self.cloud.sent)
 
+    def test_right_after_power_on_the_hypervisor_is_asked(self):
+        self.cloud.diagnostics['s1'] = False
+        found = self.restore()
+        self.assertEqual({'open'}, set(self.statuses(found).values()))
+        self.assertIn('nova has not noticed yet', found['v3'].what)
+        self.assertEqual([], self.cloud.sent)
+
     def test_server_deleted_meanwhile(self):
         found = self.restore(meanwhile=lambda: self.cloud.set(servers={}))
         self.assertEqual({'open'}, set(self.statuses(found).values()))
