@@ -13,9 +13,14 @@
 """``openstack drp db``: commands that write databases and nothing else."""
 
 import argparse
+import collections.abc
+import typing as ty
 
 from osc_drp.commands import base
 from osc_drp.i18n import _
+
+if ty.TYPE_CHECKING:
+    from osc_drp.engine import ports
 
 
 def _add_limit(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +49,45 @@ def _add_dead_hosts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class ResetDatabase(base.DrpLister):
+class _Writer(base.DrpLister):
+    """A command that plans, asks, writes rows, and shows what became of it."""
+
+    def _carry_out(
+        self,
+        parsed_args: argparse.Namespace,
+        held: ty.Any,
+        cloud_map: ty.Any,
+        prepare: collections.abc.Callable[[ty.Any], ty.Any],
+        question: collections.abc.Callable[[ty.Any], tuple[str, str]],
+    ) -> base.Table:
+        """Do the engine's job.
+
+        :param held: the session
+        :param prepare: makes the job, of the databases
+        :param question: what to ask about the items that change something
+        """
+        from osc_drp import report
+        from osc_drp.engine import plan
+
+        dry_run = parsed_args.dry_run
+        outcomes: ty.Any = []
+        with held.held(dry_run), base.databases(parsed_args) as databases:
+            databases.check_grants(locks=not dry_run)
+            job = prepare(databases)
+            items = job.propose() if dry_run else job.propose_settled()
+            acting = [i for i in items if i.do in plan.ACTING]
+            if acting and not dry_run:
+                base.confirm(*question(acting), parsed_args.auto_approve)
+                with held.journal() as run:
+                    outcomes = job.carry_out(items, run)
+        for line in job.advice():
+            held.say(line)
+        self.exit_code = report.exit_code(items, outcomes, dry_run)
+        names = report.names(cloud_map, job.seen)
+        return report.COLUMNS, report.attachment_rows(items, outcomes, names)
+
+
+class ResetDatabase(_Writer):
     """Take the attachments of the map off nova's and cinder's records
 
     Step 2 of the procedure: row by row, each one guarded, both records or
@@ -84,7 +127,6 @@ class ResetDatabase(base.DrpLister):
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import mapfile
         from osc_drp import report
-        from osc_drp.engine import apply
         from osc_drp.engine import plan
         from osc_drp.engine import reset
 
@@ -92,13 +134,9 @@ class ResetDatabase(base.DrpLister):
         plan.check_map(cloud_map, parsed_args.lost_at)
         say = report.Reporter(self.app.stderr).say
         held = base.session(parsed_args, self.app, 'db reset', cloud_map, say)
-        outcomes: list[apply.Outcome] = []
-        with (
-            held.held(parsed_args.dry_run),
-            base.databases(parsed_args) as databases,
-        ):
-            databases.check_grants(locks=not parsed_args.dry_run)
-            job = reset.Reset(
+
+        def prepare(databases: 'ports.Databases') -> reset.Reset:
+            return reset.Reset(
                 databases,
                 cloud_map,
                 base.selection(parsed_args),
@@ -108,32 +146,13 @@ class ResetDatabase(base.DrpLister):
                 dead_hosts=frozenset(parsed_args.host_is_dead),
                 lost_at=parsed_args.lost_at,
             )
-            if parsed_args.dry_run:
-                items = job.propose()
-            else:
-                items = job.propose_settled()
-            acting = [i for i in items if i.do in plan.ACTING]
-            if acting and not parsed_args.dry_run:
-                base.confirm(
-                    _(
-                        '%(volumes)d attachments of %(servers)d servers '
-                        'will be taken off both records'
-                    )
-                    % {
-                        'volumes': len(acting),
-                        'servers': len({i.server_id for i in acting}),
-                    },
-                    f'reset {len(acting)}',
-                    parsed_args.auto_approve,
-                )
-                with held.journal() as run:
-                    outcomes = job.carry_out(items, run)
-        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
-        names = report.names(cloud_map, job.seen)
-        return report.COLUMNS, report.attachment_rows(items, outcomes, names)
+
+        return self._carry_out(
+            parsed_args, held, cloud_map, prepare, reset.question
+        )
 
 
-class RepairDatabase(base.DrpLister):
+class RepairDatabase(_Writer):
     """Make both records agree again where the cause is known
 
     Where cinder forgot what nova boots from, its row comes back, for root
@@ -171,22 +190,16 @@ class RepairDatabase(base.DrpLister):
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import mapfile
         from osc_drp import report
-        from osc_drp.engine import apply
-        from osc_drp.engine import plan
         from osc_drp.engine import repair
 
-        cloud_map = (
-            mapfile.read(parsed_args.file) if parsed_args.file else None
-        )
+        cloud_map = None
+        if parsed_args.file:
+            cloud_map = mapfile.read(parsed_args.file)
         say = report.Reporter(self.app.stderr).say
         held = base.session(parsed_args, self.app, 'db repair', cloud_map, say)
-        outcomes: list[apply.Outcome] = []
-        with (
-            held.held(parsed_args.dry_run),
-            base.databases(parsed_args) as databases,
-        ):
-            databases.check_grants(locks=not parsed_args.dry_run)
-            job = repair.Repair(
+
+        def prepare(databases: 'ports.Databases') -> repair.Repair:
+            return repair.Repair(
                 databases,
                 cloud_map,
                 base.selection(parsed_args),
@@ -195,25 +208,13 @@ class RepairDatabase(base.DrpLister):
                 settle=parsed_args.settle,
                 dead_hosts=frozenset(parsed_args.host_is_dead),
             )
-            if parsed_args.dry_run:
-                items = job.propose()
-            else:
-                items = job.propose_settled()
-            if not parsed_args.dry_run and any(
-                i.do in plan.ACTING for i in items
-            ):
-                sentence, phrase = repair.question(items)
-                base.confirm(sentence, phrase, parsed_args.auto_approve)
-                with held.journal() as run:
-                    outcomes = job.carry_out(items, run)
-        for line in job.advice():
-            say(line)
-        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
-        names = report.names(cloud_map, job.seen)
-        return report.COLUMNS, report.attachment_rows(items, outcomes, names)
+
+        return self._carry_out(
+            parsed_args, held, cloud_map, prepare, repair.question
+        )
 
 
-class UndoDatabase(base.DrpLister):
+class UndoDatabase(_Writer):
     """Put back what a run of "drp db reset" or "drp db repair" changed
 
     Each attachment by itself, its newest change first: only where the rows
@@ -235,8 +236,6 @@ class UndoDatabase(base.DrpLister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import report
-        from osc_drp.engine import apply
-        from osc_drp.engine import plan
         from osc_drp.engine import undo
 
         say = report.Reporter(self.app.stderr).say
@@ -246,24 +245,9 @@ class UndoDatabase(base.DrpLister):
         held = base.session(
             parsed_args, self.app, 'db undo', None, say, run=path.name
         )
-        outcomes: list[apply.Outcome] = []
-        with (
-            held.held(parsed_args.dry_run),
-            base.databases(parsed_args) as databases,
-        ):
-            databases.check_grants(locks=not parsed_args.dry_run)
+
+        def prepare(databases: 'ports.Databases') -> undo.Undo:
             undone = held.runs.undone(path.name)
-            job = undo.Undo(databases, changed, undone, say)
-            items = job.propose()
-            count = sum(i.do in plan.ACTING for i in items)
-            if count and not parsed_args.dry_run:
-                base.confirm(
-                    _('%d attachments will be put back') % count,
-                    f'undo {count}',
-                    parsed_args.auto_approve,
-                )
-                with held.journal() as run:
-                    outcomes = job.carry_out(items, run)
-        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
-        names = report.names(None, job.seen)
-        return report.COLUMNS, report.attachment_rows(items, outcomes, names)
+            return undo.Undo(databases, changed, undone, say)
+
+        return self._carry_out(parsed_args, held, None, prepare, undo.question)

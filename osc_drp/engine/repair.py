@@ -15,7 +15,6 @@
 import collections.abc
 import dataclasses
 import functools
-import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
@@ -270,15 +269,15 @@ class Repair:
             )
 
 
-def question(items: collections.abc.Iterable[plan.Item]) -> tuple[str, str]:
+def question(
+    acting: collections.abc.Sequence[plan.Item],
+) -> tuple[str, str]:
     """Say what is about to happen, and the phrase to be typed."""
-    acting = [i for i in items if i.do in plan.ACTING]
-    numbers: dict[str, ty.Any] = {
-        'repaired': sum(i.do is plan.Do.REPAIR for i in acting),
-        'taken': sum(i.do in TAKES for i in acting),
-    }
     sentence = _(
         '%(repaired)d attachments will be repaired at cinder, %(taken)d '
         'leftovers will be taken off the records'
-    )
-    return sentence % numbers, f'repair {len(acting)}'
+    ) % {
+        'repaired': sum(i.do is plan.Do.REPAIR for i in acting),
+        'taken': sum(i.do in TAKES for i in acting),
+    }
+    return sentence, f'repair {len(acting)}'

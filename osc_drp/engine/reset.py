@@ -93,6 +93,10 @@ class Reset:
             for server_id, actions in log.items()
         }
 
+    def advice(self) -> tuple[str, ...]:
+        """Give nothing: what it flags, `drp attachments check` explains."""
+        return ()
+
     def unsettled(self, items: tuple[plan.Item, ...]) -> frozenset[str]:
         """List the servers whose off state nobody proves but time.
 
@@ -218,3 +222,17 @@ class Reset:
             checked.append(o)
         run.write('verified', objects=len(checked))
         return checked
+
+
+def question(
+    acting: collections.abc.Sequence[plan.Item],
+) -> tuple[str, str]:
+    """Say what is about to happen, and the phrase to be typed."""
+    sentence = _(
+        '%(volumes)d attachments of %(servers)d servers will be taken off '
+        'both records'
+    ) % {
+        'volumes': len(acting),
+        'servers': len({i.server_id for i in acting}),
+    }
+    return sentence, f'reset {len(acting)}'

@@ -46,7 +46,7 @@ class Session:
         self.runs = journal.RunDirectory(directory)
         self._command = command
         self._subject = subject
-        self._say = say
+        self.say = say
 
     @contextlib.contextmanager
     def held(self, dry_run: bool = False) -> collections.abc.Iterator[None]:
@@ -74,10 +74,10 @@ class Session:
         if unfinished:
             run = journal.Run(unfinished)
             run.write('resume')
-            self._say(_('going on with run %s') % run.id)
+            self.say(_('going on with run %s') % run.id)
         else:
             run = self.runs.begin(self._command, self._subject)
-            self._say(_('run %s') % run.path)
+            self.say(_('run %s') % run.path)
         try:
             yield run
             run.write('end')

@@ -12,6 +12,7 @@
 
 """`drp db undo`: put back what one run changed, where nobody moved on."""
 
+import collections.abc
 import dataclasses
 import functools
 import pathlib
@@ -135,6 +136,13 @@ class Undo:
             items.append(plan.Item(*key, do, '', reason, pairs.get(key)))
         return tuple(items)
 
+    #: Nothing settles: rows and actions are compared, not states.
+    propose_settled = propose
+
+    def advice(self) -> tuple[str, ...]:
+        """Give nothing: the reasons say all."""
+        return ()
+
     def _moved_on(self) -> dict[str, str]:
         """Name the newest action of each server since its first change.
 
@@ -225,3 +233,11 @@ def _from_available(entry: Entry) -> bool:
         c['table'] == 'volumes' and c['old']['status'] == 'available'
         for c in changes
     )
+
+
+def question(
+    acting: collections.abc.Sequence[plan.Item],
+) -> tuple[str, str]:
+    """Say what is about to happen, and the phrase to be typed."""
+    sentence = _('%d attachments will be put back') % len(acting)
+    return sentence, f'undo {len(acting)}'
