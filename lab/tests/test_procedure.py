@@ -18,7 +18,7 @@ def test_light_way(the_map, lost):
     told = results(*RESTART, *APPROVED)
     ids = {name: labkit.server_id(name) for name in (*RAN, *OFF)}
     assert told == {**{(n, ''): 'done' for n in RAN}, **{(n, ''): 'left' for n in OFF}}
-    assert {n: starts(n, since) for n in ids} == {**dict.fromkeys(RAN, ['start']), **dict.fromkeys(OFF, [])}
+    assert {n: starts(n, since) for n in ids} == {**{n: ['start'] for n in RAN}, **{n: [] for n in OFF}}
     records = labkit.attachments()
     assert records.nova == the_map.nova                     # the very same attachments
     recovered(the_map, records)
@@ -27,7 +27,7 @@ def test_light_way(the_map, lost):
         assert set(results(*RESTORE, *APPROVED).values()) == {'ok', 'left'}
         assert set(results(*RESTART, *APPROVED, '--settle', '15').values()) == {'ok', 'left'}
     assert [r for r in sent if r[0] != 'GET'] == []
-    assert {n: starts(n, since) for n in RAN} == dict.fromkeys(RAN, ['start'])
+    assert {n: starts(n, since) for n in RAN} == {n: ['start'] for n in RAN}
 
 
 def test_literal_procedure(the_map, lost):
@@ -56,7 +56,7 @@ def test_literal_procedure(the_map, lost):
     records = labkit.attachments()
     recovered(the_map, records)
     assert all(records.nova[key]['attachment_id'] != the_map.nova[key]['attachment_id'] for key in data_pairs(the_map))
-    assert {n: starts(n, since) for n in (*RAN, *OFF)} == {**dict.fromkeys(RAN, ['start']), **dict.fromkeys(OFF, [])}
+    assert {n: starts(n, since) for n in (*RAN, *OFF)} == {**{n: ['start'] for n in RAN}, **{n: [] for n in OFF}}
 
     # nothing the second time
     with labkit.requests('nova') as sent:
