@@ -7,7 +7,8 @@ import pytest
 from procedure import APPROVED, RESET, RESTART, all_off, rows, starts, three_columns
 import procedure
 
-TABLES = ('cinder.volumes', 'cinder.volume_attachment', 'cinder.volume_admin_metadata', 'nova_cell1.block_device_mapping')
+TABLES = ('cinder.volumes', 'cinder.volume_attachment', 'cinder.volume_admin_metadata', 'nova_cell1.block_device_mapping',
+          'nova_cell2.block_device_mapping')
 
 
 def killed_at(point, *args):
