@@ -425,7 +425,7 @@ def secrets() -> list[str]:
 
 def leaks(*places: str | os.PathLike[str]) -> list[str]:
     """Files below these places (default: all output of the tests) that hold a secret."""
-    needles = [s.encode() for s in secrets()]
+    needles = [s.encode() for s in secrets()] + [b'gAAAAAB']            # how every keystone token begins
     return [f'{path}: {needle.decode()[:4]}...' for place in places or (OUT,)
             for path in sorted(p for p in [pathlib.Path(place), *pathlib.Path(place).rglob('*')] if p.is_file())
             for needle in needles if needle in path.read_bytes()]
