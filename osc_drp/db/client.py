@@ -35,7 +35,7 @@ class Client:
         :param locks: also that we may lock rows
         :raises DatabaseError: naming the privilege that is missing
         """
-        self._databases.check_grants(locks)
+        write.check_grants(self._databases, locks)
 
     def observe(self) -> facts.Observation:
         """Read everything, in bulk."""

@@ -175,26 +175,6 @@ class Databases:
                     # have no privilege for.
                     connection.execute(sa.select(table).where(sa.false()))
 
-    def check_grants(self, locks: bool = True) -> None:
-        """Prove that the user may write what db/write.py writes.
-
-        EXPLAIN UPDATE needs the privileges of the UPDATE and writes nothing
-        (MariaDB 10.11, tried). Nothing is proven on SQLite.
-
-        :param locks: also prove that rows may be locked (no row is); a dry
-            run does without
-        :raises DatabaseError: naming the privilege that is missing
-        """
-        # Not at the top: write.py needs this module.
-        from osc_drp.db import write
-
-        for database in self.all():
-            if database.mysql:
-                with database.connect() as connection:
-                    _check_writable(database, connection)
-                    for statement in write.probes(database.metadata, locks):
-                        connection.execute(statement)
-
 
 def open_databases(urls: config.Urls) -> Databases:
     """Open cinder's, nova's API and every cell's database.
@@ -336,7 +316,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         connection.exec_driver_sql('BEGIN IMMEDIATE')
 
 
-def _check_writable(database: Database, connection: sa.Connection) -> None:
+def check_writable(database: Database, connection: sa.Connection) -> None:
+    """Prove that the server takes writes at all.
+
+    :raises DatabaseError: it is read-only
+    """
     # A number; a word in MariaDB 12.
     found = connection.scalar(sa.text('SELECT @@global.read_only'))
     if str(found) not in ('0', 'OFF'):
