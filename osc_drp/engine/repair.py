@@ -212,7 +212,7 @@ class Repair:
         run: journal.Run,
     ) -> list[apply.Outcome]:
         """Judge what was healed once more."""
-        if not any(o.status == apply.DONE for o in outcomes):
+        if not outcomes:
             return outcomes
         left = {
             (j.pair.server_id, j.pair.volume_id): j.verdict
@@ -224,6 +224,11 @@ class Repair:
         checked = []
         for o in outcomes:
             verdict = left.get((o.server_id, o.volume_id))
+            if o.status == apply.OPEN and not verdict:
+                # the repair of another server's attachment was enough
+                o = dataclasses.replace(
+                    o, status=apply.DONE, what=_('agrees meanwhile')
+                )
             if o.status == apply.DONE and verdict:
                 what = _('%(done)s, and yet: %(reason)s') % {
                     'done': o.what,

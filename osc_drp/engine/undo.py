@@ -146,8 +146,9 @@ class Undo:
     def _moved_on(self) -> dict[str, str]:
         """Name the newest action of each server since its first change.
 
-        What the run itself waited for is not among them: every change was
-        confirmed under the locks, at the time that its entry holds.
+        Times are of whole seconds. What came within the second of the change
+        may have been before it; after it, it shows in the server's state or
+        in the rows, which are compared as well.
         """
         since: dict[str, str] = {}
         for (server_id, _volume), found in self._entries.items():
@@ -162,7 +163,7 @@ class Undo:
         return {
             a.server_id: a.action
             for a in log
-            if a.start_time >= since[a.server_id]
+            if a.start_time > since[a.server_id]
         }
 
     def _plan(self, key: _Key, moved: dict[str, str]) -> tuple[plan.Do, str]:

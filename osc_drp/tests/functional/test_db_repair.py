@@ -143,6 +143,17 @@ class RepairTest(Case):
         again = self.repair()
         self.assertEqual({'ok'}, set(again.values()))
 
+    def test_one_word_wrong_of_a_volume_of_two(self) -> None:
+        volume = self.cloud.volume(
+            status='available', attach_status='detached', multiattach=True
+        )
+        self.cloud.attach(self.web, volume)
+        other = self.cloud.server('web2')
+        self.cloud.attach(other, volume)
+        told = self.drp('db', 'repair', '--auto-approve', '--settle', '0')
+        self.assertEqual(['done', 'done'], [r['Result'] for r in told])
+        self.assertEqual('in-use', self.status(volume))
+
     def test_a_shelved_servers_volume_that_was_freed(self) -> None:
         shelf = self.cloud.server(vm_state='shelved_offloaded', host=None)
         volume = self.cloud.volume(

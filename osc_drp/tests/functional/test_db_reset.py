@@ -96,6 +96,15 @@ class ResetTest(base.CommandTest):
         again = self.reset('--auto-approve')
         self.assertEqual({'ok', 'left'}, {r['Result'] for r in again})
 
+    def test_undone_it_has_never_been(self) -> None:
+        before = self.cloud.dump()
+        self.reset('--auto-approve')
+        self.assertNotEqual(before, self.cloud.dump())
+        run = self.err.split('run ', 1)[1].split()[0]
+        told = self.drp('db', 'undo', run, '--auto-approve')
+        self.assertEqual(['done', 'done'], [r['Result'] for r in told])
+        self.assertEqual(before, self.cloud.dump())
+
     def test_a_running_server_is_left_and_said(self) -> None:
         with self.cloud.engines['nova_cell1'].begin() as connection:
             connection.execute(

@@ -167,7 +167,7 @@ class TestAnywhere(unittest.TestCase):
         return self.cloud.get('cinder', tables.volumes, volume)['status']
 
     @hypothesis.settings(
-        max_examples=120,
+        max_examples=80,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
@@ -212,3 +212,42 @@ class TestAnywhere(unittest.TestCase):
                 if not j.well and j.verdict.action is not rules.Action.FLAG
             }
             self.assertEqual(set(), acting, state)
+
+    def test_an_undo_killed_everywhere_finishes(self):
+        user = {
+            'vm_state': 'stopped',
+            'mapped': True,
+            'root': False,
+            'connected': True,
+            'row': True,
+            'row_gone': False,
+            'same_id': True,
+            'word': 'attached',
+            'extra': False,
+            'detaching': False,
+        }
+        broken = (
+            ('detaching', False, [user]),
+            ('reserved', False, [{**user, 'row_gone': True}]),
+            ('in-use', False, [{**user, 'mapped': False}]),
+            ('in-use', False, [{**user, 'extra': True}]),
+            ('attaching', False, []),
+        )
+        at, fired = 0, True
+        while fired:
+            at += 11
+            self.cloud.clear()
+            self.cloud.compute()
+            self.cloud.cinder_service()
+            for state in broken:
+                build(self.cloud, state)
+            before = self.cloud.dump()
+            acted = [i for i in self.repair() if i.do in plan.ACTING]
+            self.assertEqual(len(broken), len(acted))
+            self.assertNotEqual(before, self.cloud.dump())
+            crash = test_write.Crash(self.cloud.dbs, at)
+            with crash, contextlib.suppress(test_write.Killed):
+                self.undo()
+            fired = crash.fired
+            self.undo()
+            self.assertEqual(before, self.cloud.dump(), at)
