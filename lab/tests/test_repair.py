@@ -74,6 +74,14 @@ def add_unfinished_detach(server):
        " MAX(id), UTC_TIMESTAMP(), 0 FROM nova_cell1.instance_actions WHERE request_id = 'req-x'")
 
 
+def id_of(name):
+    """The id of a server or a volume."""
+    try:
+        return labkit.server_id(name)
+    except AssertionError:
+        return labkit.volume_id(name)
+
+
 def run_of(result):
     """The run that a command says it is."""
     return os.path.basename(result.err.split('run ', 1)[1].split()[0])
@@ -267,12 +275,10 @@ def test_cinder_restored_from_an_older_dump(the_map, seeded, tmp_path):
     with open(dump, 'wb') as f:
         subprocess.run(['mariadb-dump', '--no-defaults', '-uroot', socket, 'cinder'], stdout=f, check=True)
     data = [key for key in the_map.nova if key[0] in RAN and key not in ROOTS]
-    for key in data:
+    for key in data:        # one after the other: of two at once of one server, nova may leave one mapped for good
         assert labkit.detach(*key).status == 202, key
-    for server, volume in data:
-        shared = volume == 'cluster-shared' and server == 'cl1'
-        if not shared:
-            labkit.wait_volume(60, **{volume.replace('-', '_'): 'available'})
+        labkit.wait_until(lambda key=key: not db(
+            'SELECT 1 FROM lab.mappings WHERE instance_uuid = %s AND volume_id = %s', *map(id_of, key)), 60, f'{key} detached')
     for key in data:
         assert labkit.attach(*key).status == 200, key
     for _server, volume in data:
@@ -373,7 +379,8 @@ def test_undo_and_two_at_once_and_users(the_map, lost, tmp_path):
         if 'run ' in answer.err:
             answer = labkit.drp('db', 'undo', run_of(answer), *labkit.DATABASES, *APPROVED, check=False)
             assert answer.rc in (0, 3), answer
-        labkit.judged()
+        # not what stands at this moment: nova itself frees a volume before it forgets it
+        assert [v for v in labkit.violations() if not v.startswith('now: ')] == []
     stop.set()
     for u in users:
         u.join()
