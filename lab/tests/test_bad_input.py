@@ -133,18 +133,18 @@ def test_databases(tmp_path):
 ])
 def test_missing_grant(privilege, where, words):
     [user] = labkit.db("SELECT CONCAT('`', user, '`@`', host, '`') u FROM mysql.user WHERE user = 'osc_drp'")
-    before = grants(user['u'])
-    labkit.db(f'REVOKE {privilege} ON {where} FROM {user["u"]}')
+    before, who = grants(user['u']), user['u'].replace('%', '%%')
+    labkit.db(f'REVOKE {privilege} ON {where} FROM {who}')
     try:
         refused(1, *words, command=(*RESET, *APPROVED))
         refused(1, *words, command=(*RESET, '--dry-run'))
     finally:
-        labkit.db(f'GRANT {privilege} ON {where} TO {user["u"]}')
+        labkit.db(f'GRANT {privilege} ON {where} TO {who}')
     assert grants(user['u']) == before
 
 
 def grants(user):
-    return sorted(str(sorted(row.values())) for row in labkit.db(f'SHOW GRANTS FOR {user}'))
+    return sorted(str(sorted(row.values())) for row in labkit.db(f'SHOW GRANTS FOR {user.replace("%", "%%")}'))
 
 
 def test_unknown_schema():
@@ -185,13 +185,15 @@ def test_no_terminal_without_approval(command):
 
 def on_a_terminal(argv, answer, stdin=None):
     """Run on a terminal of its own (a real pty), answer its question, give exit status and what the screen showed."""
+    env = labkit.client_env()
     pid, fd = pty.fork()
     if pid == 0:
-        os.environ.clear()
-        os.environ.update(labkit.client_env())
-        if stdin:
-            os.dup2(os.open(stdin, os.O_RDONLY), 0)
-        os.execv(argv[0], argv)
+        try:
+            if stdin:
+                os.dup2(os.open(stdin, os.O_RDONLY), 0)
+            os.execve(argv[0], argv, env)
+        finally:
+            os._exit(99)                    # never a second pytest
     screen, asked = b'', False
     while True:
         ready, _w, _x = select.select([fd], [], [], 120)
