@@ -10,15 +10,13 @@ GRANT SELECT ON cinder.volumes TO 'osc_drp'@'%';
 GRANT SELECT ON cinder.volume_attachment TO 'osc_drp'@'%';
 GRANT SELECT ON cinder.volume_admin_metadata TO 'osc_drp'@'%';
 GRANT SELECT ON cinder.services TO 'osc_drp'@'%';
-GRANT SELECT ON cinder.alembic_version TO 'osc_drp'@'%';
-GRANT UPDATE (status, attach_status, updated_at) ON cinder.volumes TO 'osc_drp'@'%';
-GRANT UPDATE (attach_status, detach_time, deleted, deleted_at, updated_at) ON cinder.volume_attachment TO 'osc_drp'@'%';
-GRANT UPDATE (deleted, deleted_at, updated_at) ON cinder.volume_admin_metadata TO 'osc_drp'@'%';
+GRANT UPDATE (status, attach_status) ON cinder.volumes TO 'osc_drp'@'%';
+GRANT UPDATE (attach_status, detach_time, deleted, deleted_at) ON cinder.volume_attachment TO 'osc_drp'@'%';
+GRANT UPDATE (deleted, deleted_at) ON cinder.volume_admin_metadata TO 'osc_drp'@'%';
 
 -- nova's API database
 GRANT SELECT ON nova_api.cell_mappings TO 'osc_drp'@'%';
 GRANT SELECT ON nova_api.instance_mappings TO 'osc_drp'@'%';
-GRANT SELECT ON nova_api.host_mappings TO 'osc_drp'@'%';
 GRANT SELECT ON nova_api.build_requests TO 'osc_drp'@'%';
 
 -- each of nova's cell databases, cell0 included: repeat this part with its name instead of nova_cell1
@@ -29,7 +27,6 @@ GRANT SELECT ON nova_cell1.instance_actions TO 'osc_drp'@'%';
 GRANT SELECT ON nova_cell1.instance_actions_events TO 'osc_drp'@'%';
 GRANT SELECT ON nova_cell1.migrations TO 'osc_drp'@'%';
 GRANT SELECT ON nova_cell1.services TO 'osc_drp'@'%';
-GRANT SELECT ON nova_cell1.alembic_version TO 'osc_drp'@'%';
 GRANT UPDATE (deleted, deleted_at, updated_at) ON nova_cell1.block_device_mapping TO 'osc_drp'@'%';
 
 -- MySQL 8 asks for more than SELECT on a table whose rows are read FOR UPDATE (MariaDB does not). On cinder.volumes,
