@@ -131,7 +131,11 @@ class Undo:
             for p in (*facts.pairs(seen), *facts.lone(seen))
         }
         items = []
-        for key in sorted(self._entries, key=lambda k: (k[1], k[0])):
+        # of a volume of several servers, the newest change first as well
+        for key in sorted(
+            self._entries,
+            key=lambda k: (k[1], -self._entries[k][0].number),
+        ):
             do, reason = self._plan(key, moved)
             items.append(plan.Item(*key, do, '', reason, pairs.get(key)))
         return tuple(items)

@@ -252,6 +252,17 @@ class UndoTest(Case):
         self.assertEqual({free: 'open'} | dict.fromkeys(back, 'ok'), told)
         self.assertEqual(after, self.cloud.dump())
 
+    def test_of_a_volume_of_several(self) -> None:
+        volume = self.cloud.volume(multiattach=True)
+        for name in ('web2', 'web3', 'web4'):
+            server = self.cloud.server(name)
+            self.cloud.row(volume, server)
+        before = self.cloud.dump()
+        self.repair()
+        self.assertEqual('available', self.status(volume))
+        self.assertEqual({volume: 'done'}, self.undo())
+        self.assertEqual(before, self.cloud.dump())
+
     def test_dry_run(self) -> None:
         volume = self.r4()
         self.repair()
