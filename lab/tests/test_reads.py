@@ -45,7 +45,8 @@ def test_save_is_a_read_and_repeatable(tmp_path):
     assert {method for method, _p, _s in nova + cinder} == {'GET'}
     with_volumes = 10
     assert len([p for _m, p, _s in nova if '/os-volume_attachments' in p]) == with_volumes
-    assert len(nova) + len(cinder) <= with_volumes + 12, nova + cinder
+    # and a constant number besides, however large the cloud (until its listings need a second page)
+    assert len(nova) + len(cinder) <= with_volumes + 30, nova + cinder
     assert content(tmp_path / 'map') == content(MAP)
 
 

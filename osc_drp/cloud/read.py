@@ -341,6 +341,8 @@ def actions(api: session.Api, server_id: str) -> list[facts.Action]:
             listing.ACTIONS,
             'instanceActions',
             'request_id',
+            # nova 34.0.0 api/openstack/compute/instance_actions.py, index
+            links='links',
         )
     ]
     return sorted(found, key=lambda a: a.start_time, reverse=True)

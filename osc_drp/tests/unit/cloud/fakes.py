@@ -267,7 +267,10 @@ class FakeCloud:
         listed = [
             {k: v for k, v in a.items() if k != 'events'} for a in listed
         ]
-        return {'instanceActions': self._page(listed, params, 'request_id')}
+        page = self._page(listed, params, 'request_id')
+        more = page and page[-1] is not listed[-1]
+        links = {'links': [{'rel': 'next', 'href': '...'}]} if more else {}
+        return {'instanceActions': page, **links}
 
     def server_diagnostics(self, parts, params):
         return {'state': 'running', 'driver': 'libvirt'}
