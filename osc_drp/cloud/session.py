@@ -445,7 +445,7 @@ def connect(app: ty.Any) -> Api:
 def _tune(session: ksa_session.Session) -> None:
     """Set time-outs and a pool that many threads can share."""
     # A pair is what requests takes; keystoneauth hands it on unseen.
-    session.timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)  # type: ignore
+    session.timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)  # type: ignore[assignment]
     for prefix, mounted in list(session.session.adapters.items()):
         plain = not (
             getattr(mounted, 'tls_ciphers', None)
