@@ -559,12 +559,16 @@ def _disks_proven(
             if (pair.server_id, pair.volume_id) in in_map:
                 return 'R4', _(
                     'cinder still has volume %s for it, nova does not: '
-                    'finish the reset first'
+                    'run "openstack drp db reset" again first'
                 ) % pair.volume_id
             continue
         verdict = rules.judge(pair)
         if verdict.rule not in ('R1', 'R6'):
-            return verdict.rule, _('volume %(volume)s: %(reason)s') % {
+            return verdict.rule, _(
+                'volume %(volume)s: %(reason)s; "openstack drp attachments '
+                'check" on the databases tells the cause, "openstack drp db '
+                'repair" mends it'
+            ) % {
                 'volume': pair.volume_id,
                 'reason': verdict.reason,
             }
