@@ -226,6 +226,7 @@ def _nobody_has_it(pair: facts.Pair) -> bool:
     """
     return (
         not pair.server_id
+        and pair.server is None
         and not (pair.mappings or pair.rows)
         and not (pair.other_mappings or pair.other_rows)
         and pair.volume is not None
