@@ -189,9 +189,8 @@ class TestClient(unittest.TestCase):
             e.name.replace('_', ' ')
             for e in importlib.metadata.entry_points(group=GROUP)
         }
-        if not names:
-            self.skipTest('osc-drp is not installed: pip install -e .')
-        self.assertEqual(set(commands()), names, 'install again')
+        # not skipped: an entry point that is lost in packaging looks alike
+        self.assertEqual(set(commands()), names, 'pip install -e . first')
 
     def test_help_lists_the_commands(self):
         result = openstack('help', 'drp')
