@@ -52,14 +52,17 @@ class Client:
         pair: facts.Pair,
         confirm: write.Confirm,
         record: write.Record,
+        *,
+        free: bool = True,
     ) -> None:
         """Take one attachment off both records.
 
+        :param free: False leaves the volume 'reserved', not 'available'
         :raises Changed: the facts are no longer those of the plan
         :raises DatabaseError: a database failed; nothing is half done but
             what running again finishes
         """
-        write.reset(self._databases, pair, confirm, record)
+        write.reset(self._databases, pair, confirm, record, free=free)
 
     def repair(
         self,

@@ -91,8 +91,13 @@ class Databases(ty.Protocol):
         pair: facts.Pair,
         confirm: Confirm,
         record: Record,
+        *,
+        free: bool = True,
     ) -> None:
-        """Take one attachment off both records (db/write.py)."""
+        """Take one attachment off both records (db/write.py).
+
+        :param free: False leaves the volume 'reserved', not 'available'
+        """
 
     def repair(
         self,

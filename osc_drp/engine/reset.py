@@ -41,8 +41,16 @@ class Reset:
         settle: float = 120.0,
         dead_hosts: collections.abc.Container[str] = (),
         lost_at: str | None = None,
+        free: bool = True,
         clock: ports.Clock | None = None,
     ) -> None:
+        """Prepare a reset.
+
+        :param limit: share of the mappings, see plan.stale
+        :param settle: seconds that a server must be seen unchanged
+        :param free: False leaves the volumes 'reserved' instead of
+            'available', so that nobody takes them (DESIGN 10)
+        """
         self._databases = databases
         self._map = cloud_map
         self._selection = selection
@@ -51,6 +59,7 @@ class Reset:
         self._settle = settle
         self._dead_hosts = dead_hosts
         self._lost_at = lost_at
+        self._free = free
         self._clock = clock or ports.RealClock()
         self.seen: facts.Observation | None = None
 
@@ -170,8 +179,11 @@ class Reset:
             'reset',
             item,
             functools.partial(self._confirm, item),
-            functools.partial(self._databases.reset, item.pair),
-            _('reset'),
+            functools.partial(
+                self._databases.reset, item.pair, free=self._free
+            ),
+            _('reset') if self._free else _('reset, and kept reserved'),
+            free=self._free,
         )
 
     def _confirm(self, item: plan.Item, seen: facts.Observation) -> None:

@@ -279,7 +279,7 @@ class Databases:
             if a.server_id in server_ids and a.start_time >= since
         ]
 
-    def reset(self, pair, confirm, record):
+    def reset(self, pair, confirm, record, *, free=True):
         confirm(self.seen)
         key = (pair.server_id, pair.volume_id)
         record(old={'server_id': key[0], 'volume_id': key[1]})
@@ -301,9 +301,10 @@ class Databases:
             for r in self.seen.rows
             if r.volume_id == key[1] and not r.deleted
         ]
+        unused = 'available' if free else 'reserved'
         volume = dataclasses.replace(
             self.seen.volumes[key[1]],
-            status='in-use' if left else 'available',
+            status='in-use' if left else unused,
             attach_status='attached' if left else 'detached',
         )
         self.set(volumes={**self.seen.volumes, volume.id: volume})

@@ -92,7 +92,12 @@ class TestReset(TestCase):
 
     def test_journal(self):
         self.reset(selection=plan.Selection(servers=('s1',)))
-        which = {'action': 'reset', 'server': 's1', 'volume': 'v1'}
+        which = {
+            'action': 'reset',
+            'server': 's1',
+            'volume': 'v1',
+            'free': True,
+        }
         self.assertEqual(
             [
                 {
@@ -110,6 +115,20 @@ class TestReset(TestCase):
                 {'event': 'verified', 'objects': 1},
             ],
             fakes.events(self.journal, 'old', 'outcome', 'verified'),
+        )
+
+    def test_kept_from_others(self):
+        self.assertEqual(
+            {'s1': 'done', 's2': 'done'}, self.statuses(free=False)
+        )
+        self.assertEqual((), facts.pairs(self.databases.seen))
+        self.assertEqual(
+            {'reserved'},
+            {v.status for v in self.databases.seen.volumes.values()},
+        )
+        self.assertEqual(
+            {False},
+            {e['free'] for e in fakes.events(self.journal, 'old', 'outcome')},
         )
 
     def test_old_rows_are_in_the_journal_before_the_first_commit(self):
