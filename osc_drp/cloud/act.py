@@ -56,14 +56,7 @@ def hard_reboot(api: session.Api, server_id: str) -> None:
 
 
 def lock(api: session.Api, server_id: str, reason: str) -> None:
-    """Lock a server against its users.
-
-    The reason is kept from compute API 2.73 (Train) on; older novas lock
-    without one.
-    """
-    if api.compute_max < (2, 73):
-        _server_action(api, server_id, {'lock': None})
-        return
+    """Lock a server against its users (compute API 2.73, Train)."""
     body = {'lock': {'locked_reason': reason}}
     _server_action(api, server_id, body, LOCK)
 

@@ -54,6 +54,7 @@ def server(api: session.Api, item: _Json) -> facts.Server:
         volume_backed=not item.get('image'),
         volumes_attached=frozenset(v['id'] for v in attached),
         metadata=tuple(sorted((item.get('metadata') or {}).items())),
+        locked_reason=item.get('locked_reason'),
     )
 
 

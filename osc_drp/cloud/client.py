@@ -38,6 +38,10 @@ class Client:
     def user_id(self) -> str | None:
         return self.api.user_id
 
+    @property
+    def keeps_lock_reasons(self) -> bool:
+        return self.api.compute_max >= (2, 73)
+
     def observe(self) -> facts.Observation:
         return read.observe(self.api, network=True)
 
@@ -73,6 +77,12 @@ class Client:
 
     def stop(self, server_id: str) -> None:
         act.stop(self.api, server_id)
+
+    def lock(self, server_id: str, reason: str) -> None:
+        act.lock(self.api, server_id, reason)
+
+    def unlock(self, server_id: str) -> None:
+        act.unlock(self.api, server_id)
 
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         return act.attach(

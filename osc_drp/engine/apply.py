@@ -75,19 +75,68 @@ class Limits:
         self.breaker = breaker
 
 
-class _Scheduler:
-    """Hands out the next lane whose host has room."""
+class Runner:
+    """Runs lanes; what stops it stops all that it is given later."""
 
-    def __init__(self, lanes: list[Lane], limits: Limits) -> None:
-        self._waiting = collections.deque(lanes)
-        self._busy: collections.Counter[str | None] = collections.Counter()
+    def __init__(
+        self, limits: Limits, say: collections.abc.Callable[[str], None]
+    ) -> None:
         self._limits = limits
+        self._say = say
         self._changed = threading.Condition()
+        self._waiting: collections.deque[Lane] = collections.deque()
+        self._busy: collections.Counter[str | None] = collections.Counter()
         self._failures = 0
         self._under_way = 0
+        self._canary = True
+        #: Why nothing new begins any more; lanes ask between their steps
+        #: whether they were :attr:`interrupted`.
         self.stopped = ''
+        self.interrupted = False
 
-    def take(self) -> Lane | None:
+    def run(
+        self, lanes: collections.abc.Sequence[Lane], canary: bool = True
+    ) -> list[Outcome]:
+        """Run all lanes and give every outcome, in the order of the lanes.
+
+        :param canary: begin with one alone, unless one was done before
+        :raises KeyboardInterrupt: after the lanes under way have finished
+        """
+        results: dict[str, list[Outcome]] = {}
+        self._waiting = collections.deque(lanes)
+        said = self.stopped
+
+        def first() -> None:
+            while (lane := self._take()) is not None:
+                results[lane.key] = self._work(lane)
+                statuses = {o.status for o in results[lane.key]}
+                if FAILED in statuses:
+                    self._stop(
+                        _('the first one failed: nothing else was begun')
+                    )
+                if DONE in statuses:
+                    self._canary = False
+                    return
+
+        def worker() -> None:
+            while (lane := self._take()) is not None:
+                results[lane.key] = self._work(lane)
+
+        interrupted = None
+        if canary and self._canary:
+            interrupted = self._run_workers(first, 1)
+        if not interrupted:
+            count = max(1, min(self._limits.parallel, len(lanes)))
+            interrupted = self._run_workers(worker, count)
+        if self.stopped != said:
+            self._say(self.stopped)
+        for lane in self._waiting:
+            results[lane.key] = list(lane.untried)
+        if interrupted:
+            raise interrupted
+        return [o for lane in lanes for o in results.get(lane.key, ())]
+
+    def _take(self) -> Lane | None:
         """Wait for a lane that may begin; None: there is none any more."""
         with self._changed:
             while self._waiting and not self.stopped:
@@ -100,20 +149,29 @@ class _Scheduler:
                 self._changed.wait(1.0)
             return None
 
-    def ended(self, lane: Lane) -> None:
-        """Give the lane's host its room back."""
-        with self._changed:
-            self._busy[lane.host] -= 1
-            self._under_way -= 1
-            self._changed.notify_all()
+    def _work(self, lane: Lane) -> list[Outcome]:
+        try:
+            try:
+                outcomes = lane.work()
+            except exceptions.DrpError as error:
+                outcomes = [
+                    dataclasses.replace(o, status=FAILED, what=str(error))
+                    for o in lane.untried
+                ]
+            self._count(outcomes)
+        except BaseException:
+            # a bug: begin nothing new, and let it be seen
+            self._stop(_('stopped by an unexpected error'))
+            raise
+        finally:
+            with self._changed:
+                # give the lane's host its room back
+                self._busy[lane.host] -= 1
+                self._under_way -= 1
+                self._changed.notify_all()
+        return outcomes
 
-    def wait(self) -> None:
-        """Wait until no lane is under way."""
-        with self._changed:
-            while self._under_way:
-                self._changed.wait(1.0)
-
-    def count(self, outcomes: list[Outcome]) -> None:
+    def _count(self, outcomes: list[Outcome]) -> None:
         """Count failures in a row."""
         with self._changed:
             if any(o.status == FAILED for o in outcomes):
@@ -121,100 +179,40 @@ class _Scheduler:
             elif any(o.status == DONE for o in outcomes):
                 self._failures = 0
             if self._failures >= self._limits.breaker:
-                self.stop(
+                self._stop(
                     _('%d failures in a row: nothing new was begun')
                     % self._failures
                 )
 
-    def stop(self, why: str) -> None:
+    def _stop(self, why: str) -> None:
         """Begin nothing new."""
         with self._changed:
             self.stopped = self.stopped or why
             self._changed.notify_all()
 
-    def left_over(self) -> list[Lane]:
-        """List what was never begun."""
-        return list(self._waiting)
+    def _run_workers(
+        self, worker: collections.abc.Callable[[], None], count: int
+    ) -> BaseException | None:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            try:
+                futures = [pool.submit(worker) for _n in range(count)]
+                for future in futures:
+                    future.result()
+            except BaseException as error:
+                self.interrupted = True
+                # not by the futures: an interrupt in submit() loses one
+                self._stop(_('interrupted: finishing what is under way'))
+                with self._changed:
+                    while self._under_way:
+                        self._changed.wait(1.0)
+                return error
+        return None
 
 
 def run(
-    lanes: list[Lane],
+    lanes: collections.abc.Sequence[Lane],
     limits: Limits,
     say: collections.abc.Callable[[str], None],
-    canary: bool = True,
 ) -> list[Outcome]:
-    """Run all lanes and give every outcome, in the order of the lanes.
-
-    :raises KeyboardInterrupt: after the lanes under way have finished
-    """
-    results: dict[str, list[Outcome]] = {}
-    scheduler = _Scheduler(lanes, limits)
-
-    def first() -> None:
-        while (lane := scheduler.take()) is not None:
-            results[lane.key] = _work(lane, scheduler)
-            statuses = {o.status for o in results[lane.key]}
-            if FAILED in statuses:
-                scheduler.stop(
-                    _('the first one failed: nothing else was begun')
-                )
-            if DONE in statuses:
-                return
-
-    def worker() -> None:
-        while (lane := scheduler.take()) is not None:
-            results[lane.key] = _work(lane, scheduler)
-
-    interrupted = None
-    if canary:
-        interrupted = _run_workers(first, 1, len(lanes), scheduler)
-    if not interrupted:
-        interrupted = _run_workers(
-            worker, limits.parallel, len(lanes), scheduler
-        )
-    if scheduler.stopped:
-        say(scheduler.stopped)
-    for lane in scheduler.left_over():
-        results[lane.key] = list(lane.untried)
-    if interrupted:
-        raise interrupted
-    return [o for lane in lanes for o in results.get(lane.key, ())]
-
-
-def _work(lane: Lane, scheduler: _Scheduler) -> list[Outcome]:
-    try:
-        try:
-            outcomes = lane.work()
-        except exceptions.DrpError as error:
-            outcomes = [
-                dataclasses.replace(o, status=FAILED, what=str(error))
-                for o in lane.untried
-            ]
-        scheduler.count(outcomes)
-    except BaseException:
-        # a bug: begin nothing new, and let it be seen
-        scheduler.stop(_('stopped by an unexpected error'))
-        raise
-    finally:
-        scheduler.ended(lane)
-    return outcomes
-
-
-def _run_workers(
-    worker: collections.abc.Callable[[], None],
-    parallel: int,
-    lanes: int,
-    scheduler: _Scheduler,
-) -> BaseException | None:
-    count = max(1, min(parallel, lanes))
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        try:
-            futures = [pool.submit(worker) for _n in range(count)]
-            for future in futures:
-                future.result()
-        except BaseException as error:
-            # not by the futures: an interrupt in submit() loses one
-            scheduler.stop(_('interrupted: finishing what is under way'))
-            scheduler.wait()
-            return error
-    return None
+    """Run lanes once; see :meth:`Runner.run`."""
+    return Runner(limits, say).run(lanes)

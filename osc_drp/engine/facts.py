@@ -54,6 +54,9 @@ class Server:
     volumes_attached: frozenset[str] | None = None
     #: Server properties.
     metadata: tuple[tuple[str, str], ...] = ()
+    #: Why it is locked, in the words of who locked it (compute API 2.73);
+    #: None: no reason was given, or the source does not tell.
+    locked_reason: str | None = None
 
     @property
     def ran(self) -> bool:

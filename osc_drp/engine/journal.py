@@ -287,6 +287,21 @@ class RunDirectory:
                     )
         return found
 
+    def locks(self) -> dict[str, str]:
+        """Tell which servers a run of ours locked and did not unlock.
+
+        By server id, the run's id, which the lock's reason in nova carries.
+        A run that was killed leaves some.
+        """
+        found: dict[str, str] = {}
+        for path in self.runs():
+            for entry in read(path):
+                if entry['event'] == 'lock':
+                    found[entry['server']] = path.name
+                elif entry['event'] == 'unlocked':
+                    found.pop(entry['server'], None)
+        return found
+
     def undone(self, run_id: str) -> frozenset[int]:
         """Tell which entries of a run were put back by undo runs."""
         found = set()

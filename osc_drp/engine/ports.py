@@ -29,6 +29,10 @@ class Cloud(ty.Protocol):
     def user_id(self) -> str | None:
         """Whom nova's action log names for what we ask."""
 
+    @property
+    def keeps_lock_reasons(self) -> bool:
+        """Whether nova says why a server is locked (compute API 2.73)."""
+
     def observe(self) -> facts.Observation:
         """Read everything, in bulk, services included."""
 
@@ -64,6 +68,12 @@ class Cloud(ty.Protocol):
 
     def stop(self, server_id: str) -> None:
         """Stop a server (202)."""
+
+    def lock(self, server_id: str, reason: str) -> None:
+        """Lock a server against its users, at once."""
+
+    def unlock(self, server_id: str) -> None:
+        """Unlock a server, at once."""
 
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         """Attach a volume; gives the device name that nova answered."""

@@ -48,11 +48,6 @@ class TestAct(unittest.TestCase):
         body = {'lock': {'locked_reason': 'drp run 7'}}
         self.sent(f'servers/{SERVER}/action', body, '2.73')
 
-    def test_lock_of_old(self):
-        self.api.compute_max = (2, 72)
-        act.lock(self.api, SERVER, 'drp run 7')
-        self.sent(f'servers/{SERVER}/action', {'lock': None}, '2.1')
-
     def test_unlock(self):
         act.unlock(self.api, SERVER)
         self.sent(f'servers/{SERVER}/action', {'unlock': None}, '2.1')

@@ -60,6 +60,7 @@ class Cloud:
     """ports.Cloud: nova and cinder as they behave in LAB.md."""
 
     user_id = ME
+    keeps_lock_reasons = True
 
     def __init__(self, seen, clock=None):
         self.clock = clock or Clock()
@@ -161,6 +162,18 @@ class Cloud:
             self.sent.append(('stop', server_id))
             if not self._effect('stop', server_id):
                 self.do_stop(server_id)
+
+    def lock(self, server_id, reason):
+        with self._lock:
+            self.sent.append(('lock', server_id))
+            if not self._effect('lock', server_id):
+                self.change(server_id, locked=True, locked_reason=reason)
+
+    def unlock(self, server_id):
+        with self._lock:
+            self.sent.append(('unlock', server_id))
+            if not self._effect('unlock', server_id):
+                self.change(server_id, locked=False, locked_reason=None)
 
     def attach(self, wanted):
         with self._lock:

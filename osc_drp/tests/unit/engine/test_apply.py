@@ -62,16 +62,15 @@ class Lanes:
 
 
 class TestRun(unittest.TestCase):
-    """apply.run."""
+    """apply.Runner."""
 
     def setUp(self):
         self.lanes = Lanes()
         self.said = []
 
     def run_lanes(self, lanes, *limits, canary=False):
-        return apply.run(
-            lanes, apply.Limits(*limits), self.said.append, canary
-        )
+        runner = apply.Runner(apply.Limits(*limits), self.said.append)
+        return runner.run(lanes, canary)
 
     def statuses(self, outcomes):
         return [(o.server_id, o.status) for o in outcomes]
@@ -279,3 +278,25 @@ class TestRun(unittest.TestCase):
             with self.assertRaises(KeyboardInterrupt):
                 self.run_lanes(lanes, 3)
         self.assertEqual(len(self.lanes.begun), len(ended))
+
+    def test_later_lanes_need_no_canary(self):
+        runner = apply.Runner(apply.Limits(2, 2), self.said.append)
+        runner.run([self.lanes.lane('canary')])
+        gate = threading.Barrier(2)
+        both = [self.lanes.lane(n, work=lambda: gate.wait(LONG)) for n in 'ab']
+        outcomes = runner.run(both)
+        self.assertEqual(
+            [('a', 'done'), ('b', 'done')], self.statuses(outcomes)
+        )
+
+    def test_the_breaker_remembers(self):
+        runner = apply.Runner(apply.Limits(1, 1, 2), self.said.append)
+        runner.run([self.lanes.lane('a', status='failed')], canary=False)
+        runner.run(
+            [self.lanes.lane(n, status='failed') for n in 'bc'], canary=False
+        )
+        later = runner.run([self.lanes.lane('d')])
+        self.assertEqual([('d', 'untried')], self.statuses(later))
+        self.assertEqual(
+            ['2 failures in a row: nothing new was begun'], self.said
+        )

@@ -389,6 +389,15 @@ class TestRunDirectory(TestCase):
         run.write('before', action='stop', server='s1', newest='r3')
         self.assertEqual({'s1': ['r1', 'r3'], 's2': [None]}, self.runs.stops())
 
+    def test_locks(self):
+        first = self.begin('recover')
+        first.write('lock', server='s1')
+        first.write('lock', server='s2')
+        first.write('unlocked', server='s1')
+        second = self.begin('recover')
+        second.write('lock', server='s3')
+        self.assertEqual({'s2': first.id, 's3': second.id}, self.runs.locks())
+
     def test_undone(self):
         run = self.begin('db undo', {'run': 'r1'})
         which = {'event': 'outcome', 'what': ''}
