@@ -10,11 +10,10 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What the operator sees: progress on stderr, one table on stdout."""
+"""What the operator sees: lines on stderr, one table on stdout."""
 
 import collections.abc
 import threading
-import time
 import typing as ty
 
 from osc_drp import exceptions
@@ -26,26 +25,15 @@ from osc_drp.engine import plan
 class Reporter:
     """Says on stderr what happens; the table is left to cliff."""
 
-    #: Seconds between two plain progress lines.
-    INTERVAL = 5.0
-
     def __init__(self, stream: ty.TextIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._last = 0.0
 
     def say(self, message: str) -> None:
         """Print a line at once."""
         with self._lock:
             self._stream.write(message + '\n')
             self._stream.flush()
-
-    def progress(self, message: str) -> None:
-        """Print a line unless one was printed moments ago."""
-        now = time.monotonic()
-        if now - self._last >= self.INTERVAL:
-            self._last = now
-            self.say(message)
 
 
 #: What the Result column says of an item that no outcome tells about.

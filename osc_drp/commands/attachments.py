@@ -252,7 +252,8 @@ class RestoreAttachments(base.DrpLister):
         from osc_drp import report
 
         cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
-        say = report.Reporter(self.app.stderr).say
+        progress = base.progress(self.app)
+        say = progress.say
         held = base.session(
             parsed_args, self.app, 'attachments restore', cloud_map, say
         )
@@ -281,11 +282,12 @@ class RestoreAttachments(base.DrpLister):
                     f'attach {count}',
                     parsed_args.auto_approve,
                 )
-            if not parsed_args.dry_run and any(
-                i.do in (*plan.ACTING, plan.Do.WAIT) for i in items
-            ):
-                with held.journal() as run:
-                    outcomes = job.carry_out(items, run)
+            # what an earlier run began is waited for
+            count += sum(i.do is plan.Do.WAIT for i in items)
+            if count and not parsed_args.dry_run:
+                with held.journal() as run, progress:
+                    step = progress.step(_('attaching volumes'), count)
+                    outcomes = job.carry_out(items, run, step)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         return report.COLUMNS, report.attachment_rows(items, outcomes, names)

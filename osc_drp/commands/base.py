@@ -296,6 +296,13 @@ def run_directory(
     return pathlib.Path(state).expanduser() / 'osc-drp' / cloud_name(app)
 
 
+def progress(app: ty.Any) -> ty.Any:
+    """Give the progress.Progress of a command that acts."""
+    from osc_drp import progress
+
+    return progress.Progress(app.stderr, quiet=app.options.verbose_level == 0)
+
+
 def confirm(sentence: str, phrase: str, approved: bool) -> None:
     """Ask the operator to type the phrase with the numbers.
 

@@ -56,6 +56,7 @@ class _Writer(base.DrpLister):
         self,
         parsed_args: argparse.Namespace,
         held: ty.Any,
+        progress: ty.Any,
         cloud_map: ty.Any,
         prepare: collections.abc.Callable[[ty.Any], ty.Any],
         question: collections.abc.Callable[[ty.Any], tuple[str, str]],
@@ -63,6 +64,7 @@ class _Writer(base.DrpLister):
         """Do the engine's job.
 
         :param held: the session
+        :param progress: what the operator sees
         :param prepare: makes the job, of the databases
         :param question: what to ask about the items that change something
         """
@@ -78,8 +80,9 @@ class _Writer(base.DrpLister):
             acting = [i for i in items if i.do in plan.ACTING]
             if acting and not dry_run:
                 base.confirm(*question(acting), parsed_args.auto_approve)
-                with held.journal() as run:
-                    outcomes = job.carry_out(items, run)
+                with held.journal() as run, progress:
+                    step = progress.step(_('changing records'), len(acting))
+                    outcomes = job.carry_out(items, run, step)
         for line in job.advice():
             held.say(line)
         self.exit_code = report.exit_code(items, outcomes, dry_run)
@@ -126,13 +129,13 @@ class ResetDatabase(_Writer):
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import mapfile
-        from osc_drp import report
         from osc_drp.engine import plan
         from osc_drp.engine import reset
 
         cloud_map = mapfile.read(parsed_args.file)
         plan.check_map(cloud_map, parsed_args.lost_at)
-        say = report.Reporter(self.app.stderr).say
+        progress = base.progress(self.app)
+        say = progress.say
         held = base.session(parsed_args, self.app, 'db reset', cloud_map, say)
 
         def prepare(databases: 'ports.Databases') -> reset.Reset:
@@ -148,7 +151,7 @@ class ResetDatabase(_Writer):
             )
 
         return self._carry_out(
-            parsed_args, held, cloud_map, prepare, reset.question
+            parsed_args, held, progress, cloud_map, prepare, reset.question
         )
 
 
@@ -189,13 +192,13 @@ class RepairDatabase(_Writer):
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import mapfile
-        from osc_drp import report
         from osc_drp.engine import repair
 
         cloud_map = None
         if parsed_args.file:
             cloud_map = mapfile.read(parsed_args.file)
-        say = report.Reporter(self.app.stderr).say
+        progress = base.progress(self.app)
+        say = progress.say
         held = base.session(parsed_args, self.app, 'db repair', cloud_map, say)
 
         def prepare(databases: 'ports.Databases') -> repair.Repair:
@@ -210,7 +213,7 @@ class RepairDatabase(_Writer):
             )
 
         return self._carry_out(
-            parsed_args, held, cloud_map, prepare, repair.question
+            parsed_args, held, progress, cloud_map, prepare, repair.question
         )
 
 
@@ -235,10 +238,10 @@ class UndoDatabase(_Writer):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
-        from osc_drp import report
         from osc_drp.engine import undo
 
-        say = report.Reporter(self.app.stderr).say
+        progress = base.progress(self.app)
+        say = progress.say
         held = base.session(parsed_args, self.app, 'db undo', None, say)
         path = undo.find_run(held.runs, parsed_args.run)
         changed = undo.entries(path)
@@ -250,4 +253,6 @@ class UndoDatabase(_Writer):
             undone = held.runs.undone(path.name)
             return undo.Undo(databases, changed, undone, say)
 
-        return self._carry_out(parsed_args, held, None, prepare, undo.question)
+        return self._carry_out(
+            parsed_args, held, progress, None, prepare, undo.question
+        )

@@ -80,7 +80,8 @@ class RestartServers(base.DrpLister):
 
         cloud_map = mapfile.read(parsed_args.file)
         plan.check_map(cloud_map, parsed_args.lost_at)
-        say = report.Reporter(self.app.stderr).say
+        progress = base.progress(self.app)
+        say = progress.say
         held = base.session(
             parsed_args, self.app, 'servers restart', cloud_map, say
         )
@@ -99,8 +100,9 @@ class RestartServers(base.DrpLister):
                     f'restart {count}',
                     parsed_args.auto_approve,
                 )
-                with held.journal() as run:
-                    outcomes = job.carry_out(items, run)
+                with held.journal() as run, progress:
+                    step = progress.step(_('starting servers'), count)
+                    outcomes = job.carry_out(items, run, step)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         hosts = {s.id: s.host for s in job.seen.servers.values()}

@@ -26,6 +26,7 @@ import dataclasses
 import threading
 
 from osc_drp import exceptions
+from osc_drp.engine import ports
 from osc_drp.i18n import _
 
 
@@ -95,20 +96,31 @@ class Runner:
         self.interrupted = False
 
     def run(
-        self, lanes: collections.abc.Sequence[Lane], canary: bool = True
+        self,
+        lanes: collections.abc.Sequence[Lane],
+        canary: bool = True,
+        step: ports.Step | None = None,
     ) -> list[Outcome]:
         """Run all lanes and give every outcome, in the order of the lanes.
 
         :param canary: begin with one alone, unless one was done before
+        :param step: counts each outcome when its lane has ended
         :raises KeyboardInterrupt: after the lanes under way have finished
         """
         results: dict[str, list[Outcome]] = {}
         self._waiting = collections.deque(lanes)
         said = self.stopped
+        counter = step or ports.NoStep()
+
+        def work(lane: Lane) -> list[Outcome]:
+            outcomes = self._work(lane)
+            for outcome in outcomes:
+                counter.advance(failed=outcome.status == FAILED)
+            return outcomes
 
         def first() -> None:
             while (lane := self._take()) is not None:
-                results[lane.key] = self._work(lane)
+                results[lane.key] = work(lane)
                 statuses = {o.status for o in results[lane.key]}
                 if FAILED in statuses:
                     self._stop(
@@ -120,7 +132,7 @@ class Runner:
 
         def worker() -> None:
             while (lane := self._take()) is not None:
-                results[lane.key] = self._work(lane)
+                results[lane.key] = work(lane)
 
         interrupted = None
         if canary and self._canary:
@@ -213,6 +225,7 @@ def run(
     lanes: collections.abc.Sequence[Lane],
     limits: Limits,
     say: collections.abc.Callable[[str], None],
+    step: ports.Step | None = None,
 ) -> list[Outcome]:
     """Run lanes once; see :meth:`Runner.run`."""
-    return Runner(limits, say).run(lanes)
+    return Runner(limits, say).run(lanes, step=step)

@@ -154,3 +154,42 @@ class RealClock:
 
 
 Say: ty.TypeAlias = collections.abc.Callable[[str], None]
+
+
+class Step(ty.Protocol):
+    """How far one step of a run is."""
+
+    def advance(self, failed: bool = False) -> None:
+        """Count one more object, in any thread."""
+
+
+class Progress(ty.Protocol):
+    """What the operator sees while a run acts (progress.py)."""
+
+    def say(self, message: str) -> None:
+        """Print a line at once."""
+
+    def step(self, name: str, total: int) -> Step:
+        """Begin to count.
+
+        :param name: what is done, as in 'starting servers'
+        :param total: how many objects there are
+        """
+
+
+class NoStep:
+    """Counts for nobody."""
+
+    def advance(self, failed: bool = False) -> None:
+        """Do nothing."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Do nothing."""
+
+    def step(self, name: str, total: int) -> Step:
+        """Count for nobody."""
+        return NoStep()

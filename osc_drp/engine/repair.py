@@ -151,12 +151,15 @@ class Repair:
         return verdicts.advice(self._judged)
 
     def carry_out(
-        self, items: tuple[plan.Item, ...], run: journal.Run
+        self,
+        items: tuple[plan.Item, ...],
+        run: journal.Run,
+        step: ports.Step | None = None,
     ) -> list[apply.Outcome]:
         """Heal what the plan says, one volume after the other, and verify."""
         acting = [i for i in items if i.do in plan.ACTING]
         work = functools.partial(self._heal, run)
-        outcomes = units.by_volume(acting, work, self._say)
+        outcomes = units.by_volume(acting, work, self._say, step)
         outcomes = self._verified(acting, outcomes, run)
         self._say_exports(acting, outcomes)
         return outcomes

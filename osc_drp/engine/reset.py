@@ -165,12 +165,16 @@ class Reset:
         return readings
 
     def carry_out(
-        self, items: tuple[plan.Item, ...], run: journal.Run
+        self,
+        items: tuple[plan.Item, ...],
+        run: journal.Run,
+        step: ports.Step | None = None,
     ) -> list[apply.Outcome]:
         """Reset what the plan says, one volume after the other, and verify."""
         acting = [i for i in items if i.do in (plan.Do.RESET, plan.Do.FINISH)]
         work = functools.partial(self._reset_one, run)
-        return self._verified(units.by_volume(acting, work, self._say), run)
+        outcomes = units.by_volume(acting, work, self._say, step)
+        return self._verified(outcomes, run)
 
     def _reset_one(self, run: journal.Run, item: plan.Item) -> apply.Outcome:
         assert item.pair is not None

@@ -335,7 +335,10 @@ class Restart:
     # -- acting ----------------------------------------------------------
 
     def carry_out(
-        self, items: tuple[plan.Item, ...], run: journal.Run
+        self,
+        items: tuple[plan.Item, ...],
+        run: journal.Run,
+        step: ports.Step | None = None,
     ) -> list[apply.Outcome]:
         """Start what the plan says, in lanes, each verified."""
         acting = [i for i in items if i.do in (plan.Do.START, plan.Do.STOP)]
@@ -353,7 +356,7 @@ class Restart:
                     untried=(untried,),
                 )
             )
-        return apply.run(lanes, self._settings.limits, self._say)
+        return apply.run(lanes, self._settings.limits, self._say, step=step)
 
     def _restart_one(
         self, item: plan.Item, run: journal.Run
@@ -371,7 +374,9 @@ class Restart:
             status=status,
             what=what,
         )
-        self._say(f'{self._name(item.server_id) or item.server_id}: {what}')
+        if status in apply.NOT_WELL:
+            name = self._name(item.server_id) or item.server_id
+            self._say(f'{name}: {what}')
         return [apply.Outcome(item.server_id, '', status, what)]
 
     def _power(self, item: plan.Item, run: journal.Run) -> tuple[str, str]:

@@ -100,7 +100,10 @@ class Restore:
         )
 
     def carry_out(
-        self, items: tuple[plan.Item, ...], run: journal.Run
+        self,
+        items: tuple[plan.Item, ...],
+        run: journal.Run,
+        step: ports.Step | None = None,
     ) -> list[apply.Outcome]:
         """Attach in device order within a server, servers side by side."""
         acting = [i for i in items if i.do in (plan.Do.ATTACH, plan.Do.WAIT)]
@@ -120,7 +123,7 @@ class Restore:
                     ),
                 )
             )
-        return apply.run(lanes, self._limits, self._say)
+        return apply.run(lanes, self._limits, self._say, step=step)
 
     def _attach_all(
         self, items: list[plan.Item], run: journal.Run
@@ -188,12 +191,16 @@ class Restore:
                     device = self._send(wanted, run)
                 self._until_attached(wanted)
         except exceptions.DrpError as error:
+            self._say(
+                _('%(server)s: volume %(volume)s: %(error)s')
+                % {
+                    'server': item.server_id,
+                    'volume': item.volume_id,
+                    'error': error,
+                }
+            )
             return _outcome(item, apply.FAILED, str(error))
         outcome = _outcome(item, apply.DONE, _('attached'))
-        self._say(
-            _('%(server)s: volume %(volume)s attached')
-            % {'server': item.server_id, 'volume': item.volume_id}
-        )
         if device and wanted.device and device != wanted.device:
             outcome = dataclasses.replace(
                 outcome,

@@ -189,12 +189,15 @@ class Undo:
         return [e for e in self._entries[key] if e.number not in self._undone]
 
     def carry_out(
-        self, items: tuple[plan.Item, ...], run: journal.Run
+        self,
+        items: tuple[plan.Item, ...],
+        run: journal.Run,
+        step: ports.Step | None = None,
     ) -> list[apply.Outcome]:
         """Put back each pair, its newest change first."""
         acting = [i for i in items if i.do is plan.Do.UNDO]
         work = functools.partial(self._undo_pair, run)
-        return units.by_volume(acting, work, self._say)
+        return units.by_volume(acting, work, self._say, step)
 
     def _undo_pair(self, run: journal.Run, item: plan.Item) -> apply.Outcome:
         outcome = apply.Outcome(

@@ -33,7 +33,10 @@ Work = collections.abc.Callable[[plan.Item], apply.Outcome]
 
 
 def by_volume(
-    items: collections.abc.Sequence[plan.Item], work: Work, say: ports.Say
+    items: collections.abc.Sequence[plan.Item],
+    work: Work,
+    say: ports.Say,
+    step: ports.Step | None = None,
 ) -> list[apply.Outcome]:
     """Do all units, one volume after the other, as the locks are taken."""
 
@@ -70,7 +73,7 @@ def by_volume(
             items, lambda i: i.volume_id
         ).items()
     ]
-    return apply.run(lanes, apply.Limits(parallel=1, per_host=1), say)
+    return apply.run(lanes, apply.Limits(1, 1), say, step=step)
 
 
 def journalled(

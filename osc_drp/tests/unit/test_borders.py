@@ -34,6 +34,7 @@ HOMES = {
     'pymysql': 'db/',
     'openstack': 'cloud/',
     'keystoneauth1': 'cloud/',
+    'rich': 'progress.py',
 }
 #: Pure: what they decide can be tested without a cloud.
 PURE = (
@@ -50,6 +51,7 @@ LAZY = (
     'osc_drp.engine',
     'osc_drp.hosts',
     'osc_drp.mapfile',
+    'osc_drp.progress',
     'osc_drp.report',
     'jinja2',
     'rich',

@@ -199,11 +199,3 @@ class TestReporter(unittest.TestCase):
         self.assertEqual(200, len(lines))
         self.assertEqual({1}, {len(set(line)) for line in lines})
         self.assertEqual({50}, {len(line) for line in lines})
-
-    def test_progress_is_seldom(self):
-        stream = io.StringIO()
-        reporter = report.Reporter(stream)
-        with mock.patch.object(report.time, 'monotonic') as now:
-            for now.return_value in (100.0, 101.0, 104.9, 105.0, 109.0):
-                reporter.progress(str(now.return_value))
-        self.assertEqual(['100.0', '105.0'], stream.getvalue().split())

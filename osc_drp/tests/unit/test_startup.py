@@ -34,6 +34,7 @@ FORBIDDEN = (
     'osc_drp.engine',
     'osc_drp.hosts',
     'osc_drp.mapfile',
+    'osc_drp.progress',
     'osc_drp.report',
     'pymysql',
     'rich.progress',

@@ -82,7 +82,9 @@ class TestRestartServers(unittest.TestCase):
         self.assertEqual([('start', 's1'), ('start', 's2')], self.cloud.sent)
         (path,) = journal.RunDirectory(self.runs).runs()
         self.assertEqual('end', journal.read(path)[-1]['event'])
-        self.assertIn('name-s1: started', self.err.getvalue())
+        self.assertIn(
+            'starting servers: 2 of 2, 0 failed', self.err.getvalue()
+        )
 
     def test_run_again_starts_nothing(self):
         self.restart('--auto-approve')

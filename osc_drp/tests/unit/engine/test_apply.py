@@ -68,9 +68,9 @@ class TestRun(unittest.TestCase):
         self.lanes = Lanes()
         self.said = []
 
-    def run_lanes(self, lanes, *limits, canary=False):
+    def run_lanes(self, lanes, *limits, canary=False, step=None):
         runner = apply.Runner(apply.Limits(*limits), self.said.append)
-        return runner.run(lanes, canary)
+        return runner.run(lanes, canary, step)
 
     def statuses(self, outcomes):
         return [(o.server_id, o.status) for o in outcomes]
@@ -86,6 +86,23 @@ class TestRun(unittest.TestCase):
         self.assertEqual(
             [('slow', 'v0'), ('quick', 'v0'), ('quick', 'v1')],
             [(o.server_id, o.volume_id) for o in outcomes],
+        )
+
+    def test_outcomes_are_counted(self):
+        step = mock.Mock()
+        self.run_lanes(
+            [
+                self.lanes.lane('a', steps=2),
+                self.lanes.lane('b', status=apply.OPEN),
+                self.lanes.lane('c', status=apply.FAILED),
+                self.lanes.lane('never begun'),
+            ],
+            *(1, 1, 1),
+            step=step,
+        )
+        self.assertEqual(
+            [False, False, False, True],
+            [c.kwargs['failed'] for c in step.advance.call_args_list],
         )
 
     def test_parallel_is_used_and_never_exceeded(self):
