@@ -26,8 +26,9 @@ import urllib3
 from osc_drp import exceptions
 from osc_drp.i18n import _
 
-#: Passing troubles of a GET.
-RETRIABLE = frozenset({429, 503})
+#: Passing troubles of a GET: a service whose database or RabbitMQ comes back
+#: answers 500 for a while, the load balancer before it 502 and 504.
+RETRIABLE = frozenset({429, 500, 502, 503, 504})
 #: After these nobody knows whether a POST was done: nova turns an RPC
 #: time-out into 500, load balancers answer 502 and 504.
 DOUBTFUL = frozenset({500, 502, 504})
@@ -88,6 +89,14 @@ def login_error(
         )
     return exceptions.ApiError(
         _("cloud '%(cloud)s': cannot log in: %(reason)s") % words
+    )
+
+
+def passes(exc: Exception) -> bool:
+    """Tell whether keystone may answer a moment later."""
+    return isinstance(exc, CONNECTION) or (
+        isinstance(exc, ksa_exceptions.HttpError)
+        and exc.http_status in RETRIABLE
     )
 
 

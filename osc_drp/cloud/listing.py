@@ -99,14 +99,14 @@ def pages(
         query = {'limit': PAGE, **(params or {})}
         while True:
             try:
-                body = api.get(service, path, version, query).body
+                body = ask(api, service, path, version, key, query)
             except (exceptions.NotFound, exceptions.Conflict) as exc:
                 if 'marker' not in query:
                     raise
                 # The marker was deleted between two pages.
                 LOG.debug('%s: beginning again: %s', path, exc)
                 break
-            page = body.get(key) or []
+            page = ty.cast(list[Json], body[key])
             new = [i for i in page if i[id_key] not in found]
             if not new:
                 return list(found.values())
@@ -156,11 +156,10 @@ def check_cells(api: session.Api) -> None:
             )
             % {'cloud': api.cloud, 'hosts': _some(hosts)}
         )
-    version = api.version(COMPUTE, SERVERS)
-    body = api.get(COMPUTE, 'servers', version, {'all_tenants': '1'}).body
-    lost = sorted(
-        s['id'] for s in body['servers'] if s.get('status') == 'UNKNOWN'
+    found = get(
+        api, COMPUTE, 'servers', SERVERS, 'servers', {'all_tenants': '1'}
     )
+    lost = sorted(s['id'] for s in found if s.get('status') == 'UNKNOWN')
     if lost:
         raise exceptions.Incomplete(
             _(
@@ -233,9 +232,44 @@ def attachments(
     )
 
 
-def get(api: session.Api, service: str, path: str, microversion: str) -> Json:
+def ask(
+    api: session.Api,
+    service: str,
+    path: str,
+    version: str | None,
+    key: str,
+    params: collections.abc.Mapping[str, ty.Any] | None = None,
+) -> Json:
+    """Read an answer, and see that it is about what was asked.
+
+    An answer without the key must not pass for an empty list: something
+    between us and the service may say 200 with a JSON of its own.
+
+    :raises exceptions.ApiError: it is not.
+    """
+    body = api.get(service, path, version, params).body
+    if key in body:
+        return body
+    raise exceptions.ApiError(
+        _(
+            "cloud '%(cloud)s': %(service)s's answer to %(path)s lacks "
+            "'%(key)s': is it the right end point?"
+        )
+        % {'cloud': api.cloud, 'service': service, 'path': path, 'key': key}
+    )
+
+
+def get(
+    api: session.Api,
+    service: str,
+    path: str,
+    microversion: str,
+    key: str,
+    params: collections.abc.Mapping[str, ty.Any] | None = None,
+) -> ty.Any:
     """Read one thing, at a version or the highest below that is there."""
-    return api.get(service, path, api.version(service, microversion)).body
+    version = api.version(service, microversion)
+    return ask(api, service, path, version, key, params)[key]
 
 
 def server_json(api: session.Api, server_id: str) -> Json:
@@ -243,8 +277,8 @@ def server_json(api: session.Api, server_id: str) -> Json:
 
     :raises exceptions.NotFound: nova does not know it.
     """
-    body = get(api, COMPUTE, f'servers/{server_id}', SERVERS)
-    return ty.cast(Json, body['server'])
+    found = get(api, COMPUTE, f'servers/{server_id}', SERVERS, 'server')
+    return ty.cast(Json, found)
 
 
 def volume_json(api: session.Api, volume_id: str) -> Json:
@@ -252,8 +286,8 @@ def volume_json(api: session.Api, volume_id: str) -> Json:
 
     :raises exceptions.NotFound: cinder does not know it.
     """
-    body = get(api, VOLUME, f'volumes/{volume_id}', VOLUMES)
-    return ty.cast(Json, body['volume'])
+    found = get(api, VOLUME, f'volumes/{volume_id}', VOLUMES, 'volume')
+    return ty.cast(Json, found)
 
 
 def mappings(api: session.Api, server: facts.Server) -> list[facts.Mapping]:
@@ -266,26 +300,27 @@ def mappings(api: session.Api, server: facts.Server) -> list[facts.Mapping]:
     missing, the list is walked to its end, at both versions.
     """
     path = f'servers/{server.id}/os-volume_attachments'
-    version = api.version(COMPUTE, MAPPINGS)
-    body = api.get(COMPUTE, path, version, {'limit': PAGE}).body
-    found = ty.cast(list[Json], body['volumeAttachments'])
+    found: list[Json] = get(
+        api, COMPUTE, path, MAPPINGS, 'volumeAttachments', {'limit': PAGE}
+    )
     named = {i['volumeId'] for i in found}
     if (server.volumes_attached or frozenset()) - named:
-        found = _walk(api, path, version)
+        found = _walk(api, path, MAPPINGS)
         named = {i['volumeId'] for i in found}
-        older = _walk(api, path, api.version(COMPUTE, LEGACY_MAPPINGS))
+        older = _walk(api, path, LEGACY_MAPPINGS)
         found += [i for i in older if i['volumeId'] not in named]
     return [answers.mapping(server, item) for item in found]
 
 
-def _walk(api: session.Api, path: str, version: str) -> list[Json]:
+def _walk(api: session.Api, path: str, microversion: str) -> list[Json]:
     """Follow a listing by offset until nothing comes any more."""
     found: dict[str, Json] = {}
     offset = empty = 0
     while empty < 3:
         params = {'limit': PAGE, 'offset': offset}
-        body = api.get(COMPUTE, path, version, params).body
-        page = body['volumeAttachments']
+        page = get(
+            api, COMPUTE, path, microversion, 'volumeAttachments', params
+        )
         found.update((i.get('bdm_uuid') or i['volumeId'], i) for i in page)
         offset += max(len(page), 1)
         empty = 0 if page else empty + 1
@@ -295,14 +330,14 @@ def _walk(api: session.Api, path: str, version: str) -> list[Json]:
 def newest_action(api: session.Api, server_id: str) -> facts.Action | None:
     """Read a server's newest action and whether it came to an end."""
     path = f'servers/{server_id}/os-instance-actions'
-    version = api.version(COMPUTE, ACTIONS)
     try:
-        body = api.get(COMPUTE, path, version, {'limit': 1}).body
-        listed = body.get('instanceActions') or []
+        listed = get(
+            api, COMPUTE, path, ACTIONS, 'instanceActions', {'limit': 1}
+        )
         if not listed:
             return None
         path = f'{path}/{listed[0]["request_id"]}'
-        item = api.get(COMPUTE, path, version).body['instanceAction']
+        item = get(api, COMPUTE, path, ACTIONS, 'instanceAction')
     except exceptions.NotFound:
         return None
     events = item.get('events') or []
@@ -312,14 +347,14 @@ def newest_action(api: session.Api, server_id: str) -> facts.Action | None:
 
 def nova_services(api: session.Api) -> list[Json]:
     """Read nova's services of all cells."""
-    body = get(api, COMPUTE, 'os-services', SERVICES)
-    return ty.cast(list[Json], body['services'])
+    found = get(api, COMPUTE, 'os-services', SERVICES, 'services')
+    return ty.cast(list[Json], found)
 
 
 def cinder_services(api: session.Api) -> list[Json]:
     """Read cinder's services."""
-    body = get(api, VOLUME, 'os-services', VOLUME_SERVICES)
-    return ty.cast(list[Json], body['services'])
+    found = get(api, VOLUME, 'os-services', VOLUME_SERVICES, 'services')
+    return ty.cast(list[Json], found)
 
 
 def migrating(api: session.Api) -> frozenset[str]:

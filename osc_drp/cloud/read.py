@@ -318,7 +318,9 @@ def attachment_exists(api: session.Api, attachment_id: str) -> bool:
     """
     path = f'attachments/{attachment_id}'
     try:
-        listing.get(api, listing.VOLUME, path, listing.ATTACHMENTS)
+        listing.get(
+            api, listing.VOLUME, path, listing.ATTACHMENTS, 'attachment'
+        )
     except exceptions.NotFound:
         return False
     return True

@@ -18,6 +18,7 @@ after a read time-out as soon as ``connect_retries`` is set (keystoneauth1
 5.18.1 ``session.py``, ``_send_request``), so it is never set here.
 """
 
+import collections.abc
 import dataclasses
 import datetime
 import email.utils
@@ -64,6 +65,8 @@ _VERSIONS = {
 #: Answers with connection_info (CHAP secrets, keyrings) or user_data
 #: (passwords): never in the log, not even with --debug.
 _SECRET = re.compile(r'attachments\b|servers/detail\b|servers/[^/?]+$')
+
+_Told = ty.TypeVar('_Told')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -204,7 +207,7 @@ class Api:
         :param path: below the service's end point, as in 'servers/detail'.
         :param microversion: wins over whatever the user pinned
             (OS_COMPUTE_API_VERSION).
-        :param retries: of a GET on 429, 503 and lost connections; everything
+        :param retries: of a GET on 429, 5xx and lost connections; everything
             else is sent once.
         :raises exceptions.NotFound: 404.
         :raises exceptions.Conflict: 400 or 409, in the service's own words.
@@ -213,13 +216,26 @@ class Api:
         :raises exceptions.ApiError: everything else.
         """
         url = f'{self._endpoint(service)[0]}/{path.lstrip("/")}'
-        left = retries if method == 'GET' else 0
+        # Apart, lest keystone's silence look like the POST's.
+        self._patiently(self._login, RETRIES)
+        return self._patiently(
+            lambda: self._once(
+                service, method, url, path, microversion, json, params
+            ),
+            retries if method == 'GET' else 0,
+        )
+
+    def _patiently(
+        self, ask: collections.abc.Callable[[], _Told], left: int
+    ) -> _Told:
+        """Ask again, a few times, after what may pass.
+
+        :raises exceptions.ApiError: it did not pass.
+        """
         pause = 1.0
         while True:
             try:
-                return self._once(
-                    service, method, url, path, microversion, json, params
-                )
+                return ask()
             except failures.Passing as exc:
                 if not left:
                     raise exceptions.ApiError(str(exc)) from exc
@@ -238,7 +254,6 @@ class Api:
         json: ty.Any,
         params: ty.Mapping[str, ty.Any] | None,
     ) -> Answer:
-        self._login()
         loud = not _SECRET.match(path.lstrip('/'))
         reads = method == 'GET'
         try:
@@ -275,11 +290,17 @@ class Api:
         )
 
     def _login(self) -> None:
-        """Get a token first, lest keystone's silence look like the POST's."""
+        """Have a token; keystone is asked for one only now and then.
+
+        :raises failures.Passing: keystone is away, perhaps for a moment.
+        """
         try:
             self._session.get_auth_headers()
         except failures.FAILURES as exc:
-            raise self._refused_login(exc) from exc
+            error = self._refused_login(exc)
+            if failures.passes(exc):
+                raise failures.Passing(str(error)) from exc
+            raise error from exc
 
     def _hear(self, response: requests.Response) -> str | None:
         """Set the clock by an answer."""

@@ -454,6 +454,23 @@ class TestIncomplete(Case):
         )
         self.refused('volumes/detail', 'try again')
 
+    def test_answer_of_somebody_else(self):
+        """An empty object is no empty list, wherever it comes from."""
+        for path in (
+            'servers',
+            'servers/detail',
+            'volumes/detail',
+            'attachments',
+            'os-services',
+            'os-migrations',
+        ):
+            with self.subTest(path):
+                self.cloud.instead = {('GET', path): {}}
+                with self.assertRaisesRegex(
+                    exceptions.ApiError, f'{path} lacks .* right end point'
+                ):
+                    read.observe(self.api)
+
 
 class TestAdmin(Case):
     def refused(self):

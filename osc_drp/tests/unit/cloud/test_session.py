@@ -358,9 +358,38 @@ class TestErrors(Case):
 
     def test_get_500(self):
         body = {'computeFault': {'code': 500, 'message': 'Unexpected'}}
-        self.server.tricks = [say(500, body)]
+        self.server.tricks = [say(500, body)] * 4
         self.refused(exceptions.ApiError, 'answers 500 to GET', self.get)
-        self.assertEqual(1, len(self.server.sent('GET')))
+        self.assertEqual(4, len(self.server.sent('GET')))
+
+    def test_get_while_things_come_up(self):
+        """A 500 for want of a database, a load balancer's 502 and 504."""
+        self.server.tricks = [say(500), say(502), say(504)]
+        self.assertEqual(200, self.get().status)
+
+    def expired(self):
+        """Need a new token, while keystone is away."""
+        self.get()
+        self.api._session.auth.invalidate()
+        self.server.requests.clear()
+        self.server.keystone_up = False
+
+    def test_keystone_away_for_a_moment(self):
+        """The token expired, and keystone answers again: nothing is lost."""
+
+        def back(_seconds):
+            self.server.keystone_up = len(self.server.requests) > 1
+
+        self.expired()
+        with mock.patch.object(session.time, 'sleep', back):
+            self.post()
+        self.assertEqual(1, len(self.server.sent('POST', 'action')))
+
+    def test_keystone_away(self):
+        self.expired()
+        self.refused(exceptions.ApiError, 'keystone', self.post)
+        self.assertEqual([1.0, 2.0, 4.0], self.sleeps)
+        self.assertEqual([], self.server.sent('POST', 'action'))
 
     def test_post_never_again(self):
         """Whatever comes back, a POST leaves once."""
