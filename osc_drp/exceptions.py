@@ -80,6 +80,14 @@ class Changed(DrpError):
     """What a plan rested on is no longer so; nothing was written."""
 
 
+class SshError(DrpError):
+    """A guest or a host cannot be reached, or it declined: nothing ran."""
+
+
+class SshBroken(SshError):
+    """The connection broke: what was sent may have run or not."""
+
+
 class Usage(DrpError):
     """Options that do not fit together."""
 

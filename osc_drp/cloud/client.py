@@ -48,6 +48,12 @@ class Client:
     def server(self, server_id: str) -> facts.Server:
         return read.server(self.api, server_id)
 
+    def addresses(self, server_id: str) -> tuple[facts.Address, ...]:
+        return tuple(read.addresses(self.api, server_id))
+
+    def console(self, server_id: str) -> list[str]:
+        return read.console(self.api, server_id)
+
     def fault(self, server_id: str) -> str:
         return read.fault(self.api, server_id)
 

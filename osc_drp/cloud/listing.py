@@ -36,6 +36,7 @@ COMPUTE, VOLUME, NETWORK = 'compute', 'block-storage', 'network'
 #: api/v3/services.py), which must not be needed after an outage.
 SERVERS, MAPPINGS, SERVICES = '2.90', '2.89', '2.90'
 LEGACY_MAPPINGS = '2.88'
+PLAIN = '2.1'
 ACTIONS, MIGRATIONS, DIAGNOSTICS = '2.58', '2.59', '2.48'
 VOLUMES, ATTACHMENTS, VOLUME_SERVICES = '3.59', '3.27', '3.48'
 

@@ -303,6 +303,49 @@ def fault(api: session.Api, server_id: str) -> str:
     return ' '.join(str(told.get('message') or '').split())
 
 
+def addresses(api: session.Api, server_id: str) -> list[facts.Address]:
+    """Read a server's addresses, in nova's order.
+
+    :raises exceptions.NotFound: nova does not know the server.
+    """
+    told = listing.server_json(api, server_id).get('addresses') or {}
+    return [
+        facts.Address(
+            network=network,
+            address=one['addr'],
+            version=int(one['version']),
+            floating=one.get('OS-EXT-IPS:type') == 'floating',
+        )
+        for network, found in told.items()
+        for one in found
+    ]
+
+
+#: Lines of a console that are asked for: the end of a boot that hangs.
+CONSOLE = 50
+
+
+def console(api: session.Api, server_id: str) -> list[str]:
+    """Read the last lines of a guest's console; empty if there is none.
+
+    A driver without consoles answers 501, a guest without one 404, a
+    server that is busy 409: none of them tells anything about the guest.
+    A POST that changes nothing (nova 34.0.0
+    ``api/openstack/compute/console_output.py``).
+    """
+    body = {'os-getConsoleOutput': {'length': CONSOLE}}
+    path = f'servers/{server_id}/action'
+    try:
+        # consoles have been seen to tell passwords
+        answer = api.post(
+            listing.COMPUTE, path, body, listing.PLAIN, quiet=True
+        )
+    except exceptions.ApiError as exc:
+        LOG.debug('no console of %s: %s', server_id, exc)
+        return []
+    return str(answer.body.get('output') or '').splitlines()[-CONSOLE:]
+
+
 def mappings_of(api: session.Api, server_id: str) -> list[facts.Mapping]:
     """Read nova's mappings of one server, as they are now.
 

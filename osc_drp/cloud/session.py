@@ -186,10 +186,16 @@ class Api:
         path: str,
         json: ty.Any,
         microversion: str | None = None,
+        quiet: bool = False,
     ) -> Answer:
         """Change something, once; see :meth:`request`."""
         return self.request(
-            service, 'POST', path, microversion=microversion, json=json
+            service,
+            'POST',
+            path,
+            microversion=microversion,
+            json=json,
+            quiet=quiet,
         )
 
     def request(
@@ -201,6 +207,7 @@ class Api:
         json: ty.Any = None,
         params: ty.Mapping[str, ty.Any] | None = None,
         retries: int = RETRIES,
+        quiet: bool = False,
     ) -> Answer:
         """Send a request.
 
@@ -209,6 +216,7 @@ class Api:
             (OS_COMPUTE_API_VERSION).
         :param retries: of a GET on 429, 5xx and lost connections; everything
             else is sent once.
+        :param quiet: the answer may hold a secret: no log of it, ever.
         :raises exceptions.NotFound: 404.
         :raises exceptions.Conflict: 400 or 409, in the service's own words.
         :raises exceptions.Unanswered: no answer, or a doubtful one, to a
@@ -220,7 +228,13 @@ class Api:
         self._patiently(self._login, RETRIES)
         return self._patiently(
             lambda: self._once(
-                service, method, url, path, microversion, json, params
+                service,
+                method,
+                url,
+                quiet or bool(_SECRET.match(path.lstrip('/'))),
+                microversion,
+                json,
+                params,
             ),
             retries if method == 'GET' else 0,
         )
@@ -249,12 +263,11 @@ class Api:
         service: str,
         method: str,
         url: str,
-        path: str,
+        quiet: bool,
         microversion: str | None,
         json: ty.Any,
         params: ty.Mapping[str, ty.Any] | None,
     ) -> Answer:
-        loud = not _SECRET.match(path.lstrip('/'))
         reads = method == 'GET'
         try:
             response = self._session.request(
@@ -268,7 +281,7 @@ class Api:
                 raise_exc=False,
                 connect_retries=0,
                 status_code_retries=0,
-                log=loud,
+                log=not quiet,
                 timeout=(
                     CONNECT_TIMEOUT,
                     READ_TIMEOUT if reads else POST_TIMEOUT,
@@ -279,7 +292,7 @@ class Api:
                 self.cloud, service, method, url, exc
             ) from exc
         date = self._hear(response)
-        if not loud:
+        if quiet:
             LOG.debug('%s %s: %d', method, url, response.status_code)
         if response.status_code >= 300:
             raise failures.bad_answer(

@@ -200,6 +200,37 @@ def add_lost_at(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ssh(parser: argparse.ArgumentParser) -> None:
+    """Add the options of whatever uses the ssh program."""
+    group = parser.add_argument_group(_('ssh'))
+    group.add_argument(
+        '--ssh-config',
+        metavar='<file>',
+        help=_(
+            'Configuration for the ssh program (default: its own, '
+            '~/.ssh/config); host keys are always checked'
+        ),
+    )
+    group.add_argument(
+        '--ssh-user',
+        metavar='<user>',
+        help=_('Log in as this user (default: as the configuration says)'),
+    )
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says by which network guests are reached."""
+    parser.add_argument(
+        '--network',
+        metavar='<network>',
+        help=_(
+            "Use nova's addresses of this network (name) for servers that "
+            'the ssh configuration does not name (default: of any; floating '
+            'before fixed, IPv4 before IPv6)'
+        ),
+    )
+
+
 def positive(text: str) -> int:
     """Parse a number of at least one."""
     number = int(text)
@@ -237,6 +268,25 @@ def utc_time(text: str) -> str:
     if when.tzinfo is None:
         when = when.replace(tzinfo=datetime.UTC)
     return when.astimezone(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+
+def guests(
+    parsed_args: argparse.Namespace, cloud: ty.Any, cloud_map: ty.Any
+) -> ty.Any:
+    """Give the way into the servers of a map."""
+    from osc_drp.engine import facts
+    from osc_drp.hosts import guests as hosts_guests
+    from osc_drp.hosts import ssh
+
+    attachments = facts.group(cloud_map.attachments, lambda a: a.server_id)
+    return hosts_guests.Guests(
+        ssh.Ssh(parsed_args.ssh_config, parsed_args.ssh_user),
+        cloud.addresses,
+        lambda server_id: [
+            a.volume_id for a in attachments.get(server_id, ())
+        ],
+        parsed_args.network,
+    )
 
 
 def selection(parsed_args: argparse.Namespace) -> ty.Any:

@@ -65,6 +65,17 @@ class Server:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server can be reached (nova's addresses)."""
+
+    network: str
+    address: str
+    #: 4 or 6.
+    version: int
+    floating: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Mapping:
     """Nova's record that a server has a volume (block_device_mapping)."""
 

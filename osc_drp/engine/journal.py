@@ -124,6 +124,18 @@ def read(path: pathlib.Path) -> list[Entry]:
     return entries
 
 
+def boot_ids(entries: list[Entry]) -> dict[str, str]:
+    """Tell which boot of each guest a run meant to end.
+
+    By server id. Another boot now means that it did, or somebody else did.
+    """
+    return {
+        e['server']: e['boot_id']
+        for e in entries
+        if e['event'] == 'before' and e.get('action') == 'guest reboot'
+    }
+
+
 class RunDirectory:
     """The directory of all runs on one cloud, held by one run at a time."""
 

@@ -49,6 +49,8 @@ class Do(enum.StrEnum):
     UNDO = 'undo'
     START = 'start'
     STOP = 'stop'
+    #: From the inside (`drp guests reboot`).
+    REBOOT = 'reboot'
     #: It says that it runs; ask the hypervisor.
     PROVE = 'prove'
 
@@ -64,6 +66,7 @@ ACTING = frozenset(
         Do.ATTACH,
         Do.START,
         Do.STOP,
+        Do.REBOOT,
     }
 )
 
@@ -818,3 +821,49 @@ def _detached(
         'perhaps detached by a user since: %(count)d of %(suspects)d missing '
         'volumes of this server were'
     ) % {'count': count, 'suspects': suspects}
+
+
+# -- guests reboot -----------------------------------------------------------
+
+
+def decide_reboot(
+    server_id: str,
+    wanted: facts.MapServer | None,
+    server: facts.Server | None,
+    disks: collections.abc.Iterable[Item],
+    needed: bool,
+) -> Item:
+    """Decide on one guest (step 5).
+
+    :param disks: what plan_restore says of its attachments: a guest whose
+        fstab names a disk that is missing hangs when it boots
+    :param needed: a volume came after its boot, or all are asked for
+    """
+
+    def item(do: Do, reason: str) -> Item:
+        return Item(server_id, '', do, '', reason)
+
+    if server is None or server.vm_state in ('deleted', 'soft-delete'):
+        return item(Do.LEAVE, _('the server was deleted since'))
+    if not server.ran:
+        state = server.vm_state
+        if state == 'active':
+            state = _('active, but its guest is off')
+        if wanted is not None and wanted.ran:
+            return item(
+                Do.FLAG, _('the server is %s: restart it first') % state
+            )
+        return item(Do.LEAVE, _('the server is %s') % state)
+    if not needed:
+        return item(Do.LEAVE, _('it booted with all its volumes'))
+    if server.task_state is not None:
+        return item(Do.FLAG, _('busy (%s)') % server.task_state)
+    for disk in disks:
+        missing = disk.pair is None and disk.do in (Do.ATTACH, Do.FLAG)
+        if missing or disk.do is Do.WAIT:
+            return item(
+                Do.FLAG,
+                _('volume %(volume)s of the map is not attached: %(reason)s')
+                % {'volume': disk.volume_id, 'reason': disk.reason},
+            )
+    return item(Do.REBOOT, _('runs'))

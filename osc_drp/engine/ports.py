@@ -78,6 +78,22 @@ class Cloud(ty.Protocol):
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         """Attach a volume; gives the device name that nova answered."""
 
+    def console(self, server_id: str) -> list[str]:
+        """Read the end of a guest's console; empty: there is none."""
+
+
+class Guests(ty.Protocol):
+    """The inside of servers (hosts/guests.py).
+
+    Both raise SshError, or SshBroken where nobody knows what ran.
+    """
+
+    def boot_id(self, server: facts.Server) -> str:
+        """Read the id of the present boot, of this server and no other."""
+
+    def reboot(self, server: facts.Server, boot_id: str) -> None:
+        """Reboot it, unless it is another boot by now (Changed)."""
+
 
 #: Judges both records as they are under the locks; raises Changed.
 Confirm: ty.TypeAlias = collections.abc.Callable[[facts.Observation], None]

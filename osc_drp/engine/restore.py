@@ -70,9 +70,15 @@ class Restore:
 
     def propose(self) -> tuple[plan.Item, ...]:
         """Observe once and plan; changes nothing."""
-        seen = self._cloud.observe()
-        self.seen = seen
-        selected = plan.select(self._map, self._selection, seen)
+        self.seen = self._cloud.observe()
+        return self.judge(
+            self.seen, plan.select(self._map, self._selection, self.seen)
+        )
+
+    def judge(
+        self, seen: facts.Observation, selected: plan.Selected
+    ) -> tuple[plan.Item, ...]:
+        """Plan from what was seen."""
         have = {(p.server_id, p.volume_id) for p in facts.pairs(seen)}
         lacking = {
             a.server_id

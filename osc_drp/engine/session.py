@@ -64,6 +64,11 @@ class Session:
         finally:
             self.runs.unlock()
 
+    def earlier(self) -> list[journal.Entry]:
+        """Read the journal of the run that this invocation goes on with."""
+        unfinished = self.runs.unfinished(self._command, self._subject)
+        return journal.read(unfinished) if unfinished else []
+
     @contextlib.contextmanager
     def journal(self) -> collections.abc.Iterator[journal.Run]:
         """Open the journal: of the newest unfinished run, or a new one.

@@ -381,7 +381,7 @@ class FakeApi:
             service, 'GET', path, microversion, params=params or {}
         )
 
-    def post(self, service, path, json, microversion=None):
+    def post(self, service, path, json, microversion=None, quiet=False):
         return self.request(service, 'POST', path, microversion, json)
 
     def request(

@@ -587,6 +587,52 @@ class TestSmall(Case):
         with self.assertRaises(exceptions.NotFound):
             read.diagnostics_running(self.api, uid(9))
 
+    def test_addresses(self):
+        addresses = {
+            'blue': [
+                {
+                    'addr': '10.0.0.5',
+                    'version': 4,
+                    'OS-EXT-IPS:type': 'fixed',
+                },
+                {
+                    'addr': '192.0.2.5',
+                    'version': 4,
+                    'OS-EXT-IPS:type': 'floating',
+                },
+            ],
+            'green': [{'addr': '2001:db8::5', 'version': 6}],
+        }
+        server = self.cloud.add_server(1, addresses=addresses)
+        self.assertEqual(
+            [
+                facts.Address('blue', '10.0.0.5', 4, False),
+                facts.Address('blue', '192.0.2.5', 4, True),
+                facts.Address('green', '2001:db8::5', 6, False),
+            ],
+            read.addresses(self.api, server),
+        )
+        self.assertEqual(
+            [], read.addresses(self.api, self.cloud.add_server(2))
+        )
+
+    def test_console(self):
+        server = self.cloud.add_server(1)
+        path = f'servers/{server}/action'
+        for answer, wanted in (
+            ({'output': 'a\r\nb\n'}, ['a', 'b']),
+            ({'output': None}, []),
+            ({'output': 'x\n' * 60}, ['x'] * 50),
+            (fakes.Refusal(501, 'not implemented'), []),
+            (fakes.Refusal(404, 'Unable to get console'), []),
+            (fakes.Refusal(409, 'Instance is not ready'), []),
+        ):
+            self.cloud.instead['POST', path] = answer
+            self.assertEqual(wanted, read.console(self.api, server))
+        self.assertEqual(
+            {'os-getConsoleOutput': {'length': 50}}, self.cloud.seen[-1][4]
+        )
+
     def test_services(self):
         self.cloud.agents = [
             {'binary': 'neutron-ovs', 'host': 'c1', 'alive': True},

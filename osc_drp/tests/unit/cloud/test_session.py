@@ -491,6 +491,9 @@ class TestSecrets(Case):
         secret = {'connection_info': {'auth_password': fakes.SECRET}}
         cloud.instead['GET', 'attachments/detail'] = {'attachments': [secret]}
         api.get('block-storage', 'attachments/detail', '3.27')
+        told = {'output': f'password: {fakes.SECRET}'}
+        cloud.instead['POST', f'servers/{server}/action'] = told
+        self.assertIn(fakes.SECRET, read.console(api, server)[0])
         log = self.log.getvalue()
         self.assertNotIn(fakes.SECRET, log)
         self.assertNotIn('token-1234567890', log)

@@ -68,6 +68,8 @@ class Cloud:
         self.logs = collections.defaultdict(list)
         self.faults = {}
         self.diagnostics = {}
+        #: What a guest says on its console.
+        self.consoles = {}
         #: What was asked for, in its order.
         self.sent = []
         self.reads = collections.Counter()
@@ -80,6 +82,12 @@ class Cloud:
 
     def with_ports(self):
         return self.ports
+
+    def addresses(self, server_id):
+        return ()
+
+    def console(self, server_id):
+        return self.consoles.get(server_id, [])
 
     def ha_segments(self):
         return self.segments
@@ -263,6 +271,42 @@ class Cloud:
             return False
         effect(argument)
         return True
+
+
+class Guests:
+    """ports.Guests: each takes ten seconds to reboot."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.boots = collections.Counter()
+        self.reboots = collections.Counter()
+        #: By server id: why nobody gets in.
+        self.closed = {}
+        #: By server id: what happens instead of a reboot.
+        self.instead = {}
+
+    def boot_id(self, server):
+        if server.id in self.closed:
+            raise exceptions.SshError(self.closed[server.id])
+        return f'boot-{server.id}-{self.boots[server.id]}'
+
+    def reboot(self, server, boot_id):
+        if boot_id != self.boot_id(server):
+            raise exceptions.Changed('another boot')
+        if server.id in self.instead:
+            self.instead[server.id]()
+            return
+        self.do_reboot(server.id)
+
+    def do_reboot(self, server_id):
+        self.reboots[server_id] += 1
+        self.closed[server_id] = 'it refuses the connection'
+
+        def up():
+            self.boots[server_id] += 1
+            del self.closed[server_id]
+
+        self.clock.later(10, up)
 
 
 class Databases:

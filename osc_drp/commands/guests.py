@@ -1,0 +1,145 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""``openstack drp guests``: step 5 of the procedure, inside the servers."""
+
+import argparse
+import typing as ty
+
+from osc_drp.commands import base
+from osc_drp.i18n import _
+
+if ty.TYPE_CHECKING:
+    from osc_drp.engine import facts
+    from osc_drp.engine import reboot
+
+
+class RebootGuests(base.DrpLister):
+    _description = _(
+        'Reboot servers from the inside, each once\n\n'
+        'Step 5 of the recovery, for guests that mount or use a volume that '
+        'came back only after their boot. "shutdown -r now" over SSH, with '
+        'sudo where needed; never by nova. A new boot id proves that the '
+        'guest came back, and the boot id in the journal that no guest is '
+        'rebooted twice, even if this command is killed and repeated. Host '
+        'keys are always checked. A server of which a volume of the map is '
+        'missing is left alone: it might hang at its next boot.'
+    )
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'file',
+            metavar='<file>',
+            nargs='?',
+            help=_(
+                'Map of the servers (- for standard input); without it, '
+                'what the cloud has now, of selected servers only'
+            ),
+        )
+        base.add_selection(parser)
+        base.add_change(parser)
+        base.add_lanes(parser, _('servers'))
+        parser.add_argument(
+            '--wait',
+            metavar='<seconds>',
+            type=base.seconds,
+            default=300.0,
+            help=_('How long a guest may take to come back (default: 300)'),
+        )
+        base.add_ssh(parser)
+        base.add_network(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp.cloud import client
+        from osc_drp.engine import apply
+        from osc_drp.engine import plan
+        from osc_drp import exceptions
+        from osc_drp import report
+
+        wanted = base.selection(parsed_args)
+        if not parsed_args.file and wanted == plan.Selection():
+            raise exceptions.Usage(
+                _('name a map, or the servers (--server and the like)')
+            )
+        cloud = client.connect(self.app)
+        cloud_map = _map(parsed_args, self.app, cloud)
+        progress = base.progress(self.app)
+        say = progress.say
+        held = base.session(
+            parsed_args,
+            self.app,
+            'guests reboot',
+            cloud_map if parsed_args.file else None,
+            say,
+        )
+        outcomes: list[apply.Outcome] = []
+        with held.held(parsed_args.dry_run):
+            job = self._job(parsed_args, cloud, cloud_map, say, held)
+            items = job.propose()
+            count = sum(i.do in plan.ACTING for i in items)
+            if count and not parsed_args.dry_run:
+                base.confirm(
+                    _('%d servers will be rebooted from the inside') % count,
+                    f'reboot {count}',
+                    parsed_args.auto_approve,
+                )
+                with held.journal() as run, progress:
+                    step = progress.step(_('rebooting guests'), count)
+                    outcomes = job.carry_out(items, run, step)
+        self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
+        names = report.names(cloud_map, job.seen)
+        hosts = {s.id: s.host for s in job.seen.servers.values()}
+        rows = report.server_rows(items, outcomes, names, hosts)
+        return report.SERVER_COLUMNS, rows
+
+    def _job(
+        self,
+        parsed_args: argparse.Namespace,
+        cloud: ty.Any,
+        cloud_map: 'facts.CloudMap',
+        say: ty.Any,
+        held: ty.Any,
+    ) -> 'reboot.Reboot':
+        from osc_drp.engine import apply
+        from osc_drp.engine import journal
+        from osc_drp.engine import reboot
+
+        return reboot.Reboot(
+            cloud,
+            base.guests(parsed_args, cloud, cloud_map),
+            cloud_map,
+            base.selection(parsed_args),
+            reboot.Settings(
+                wait=parsed_args.wait,
+                limits=apply.Limits(
+                    parsed_args.parallel, parsed_args.per_host
+                ),
+            ),
+            say,
+            boot_ids=journal.boot_ids(held.earlier()),
+            resets=held.runs.resets(),
+            wished_off=held.runs.wished_off(),
+        )
+
+
+def _map(
+    parsed_args: argparse.Namespace, app: ty.Any, cloud: ty.Any
+) -> 'facts.CloudMap':
+    """Read the map; without one, make it of what the cloud has now."""
+    from osc_drp.engine import mapmaker
+    from osc_drp import mapfile
+
+    if parsed_args.file:
+        return mapfile.read(parsed_args.file, allow_bare=True)
+    return mapmaker.make_map(cloud.observe(), base.cloud_name(app))

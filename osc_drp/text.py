@@ -1,0 +1,30 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Words of strangers, made fit to be shown."""
+
+import re
+
+#: Whatever moves a cursor, hides or reorders text on a terminal.
+_CONTROL = re.compile(
+    r'[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+'
+)
+
+
+def one_line(text: str, length: int = 200) -> str:
+    """Make one line without control characters, cut to a length.
+
+    >>> one_line('a\\x1b[2Jb\\n\\n c')
+    'a [2Jb c'
+    """
+    line = ' '.join(_CONTROL.sub(' ', text).split())
+    return line if len(line) <= length else line[: length - 3] + '...'
