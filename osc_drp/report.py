@@ -20,6 +20,7 @@ from osc_drp import exceptions
 from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import plan
+from osc_drp.engine import recover
 
 
 class Reporter:
@@ -46,6 +47,7 @@ _RESULTS = {
 }
 
 COLUMNS = ('Server', 'Server ID', 'Volume ID', 'Device', 'Result', 'Reason')
+STEP_COLUMNS = ('Step', *COLUMNS)
 SERVER_COLUMNS = ('Server', 'Server ID', 'Host', 'Result', 'Reason')
 
 
@@ -82,6 +84,31 @@ def attachment_rows(
         )
         for i in sorted(items, key=place)
     ]
+
+
+def step_rows(
+    steps: collections.abc.Iterable[recover.Step],
+    names: collections.abc.Mapping[str, str],
+) -> list[tuple[str, ...]]:
+    """Give one row per step and object, for STEP_COLUMNS.
+
+    Of the records' repair, only what is not left as it is.
+    """
+    rows = []
+    for step in steps:
+        told = {(o.server_id, o.volume_id) for o in step.outcomes}
+        items = [
+            i
+            for i in step.items
+            if step.name != recover.REPAIR
+            or i.do not in (plan.Do.NOTHING, plan.Do.LEAVE)
+            or (i.server_id, i.volume_id) in told
+        ]
+        rows += [
+            (step.name, *row)
+            for row in attachment_rows(items, step.outcomes, names)
+        ]
+    return rows
 
 
 def server_rows(

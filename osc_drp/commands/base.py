@@ -116,6 +116,52 @@ def add_change(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_readiness(parser: argparse.ArgumentParser) -> None:
+    """Add the options on how long to wait, and for what."""
+    parser.add_argument(
+        '--wait',
+        metavar='<seconds>',
+        type=seconds,
+        default=300.0,
+        help=_(
+            'How long to wait for services and busy servers (default: 300)'
+        ),
+    )
+    parser.add_argument(
+        '--settle',
+        metavar='<seconds>',
+        type=seconds,
+        default=120.0,
+        help=_(
+            'How long a server that nova calls active must be seen '
+            'unchanged, with its nova-compute up, before that is '
+            'believed (default: 120)'
+        ),
+    )
+    parser.add_argument(
+        '--skip-not-ready',
+        action='store_true',
+        help=_(
+            'Go on without the servers whose services are not up after '
+            'the time of --wait; they are listed'
+        ),
+    )
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add the share of disagreement at which nothing is written."""
+    parser.add_argument(
+        '--limit',
+        metavar='<percent>',
+        type=percent,
+        default=5.0,
+        help=_(
+            'How much of all mappings may disagree without a trace '
+            'before nothing is written at all (default: 5)'
+        ),
+    )
+
+
 def add_lanes(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the limits on how much is done at once."""
     parser.add_argument(
@@ -298,6 +344,20 @@ def selection(parsed_args: argparse.Namespace) -> ty.Any:
         tuple(parsed_args.project),
         tuple(parsed_args.host),
         tuple(parsed_args.volume),
+    )
+
+
+def restart_settings(parsed_args: argparse.Namespace) -> ty.Any:
+    """Give the restart.Settings that the options name."""
+    from osc_drp.engine import apply
+    from osc_drp.engine import restart
+
+    return restart.Settings(
+        wait=parsed_args.wait,
+        settle=parsed_args.settle,
+        lost_at=parsed_args.lost_at,
+        skip_not_ready=parsed_args.skip_not_ready,
+        limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
     )
 
 

@@ -23,19 +23,6 @@ if ty.TYPE_CHECKING:
     from osc_drp.engine import ports
 
 
-def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--limit',
-        metavar='<percent>',
-        type=base.percent,
-        default=5.0,
-        help=_(
-            'How much of all mappings may disagree without a trace '
-            'before nothing is written at all (default: 5)'
-        ),
-    )
-
-
 def _add_dead_hosts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--host-is-dead',
@@ -113,7 +100,7 @@ class ResetDatabase(_Writer):
         base.add_change(parser)
         base.add_databases(parser)
         base.add_lost_at(parser)
-        _add_limit(parser)
+        base.add_limit(parser)
         parser.add_argument(
             '--settle',
             metavar='<seconds>',
@@ -176,7 +163,7 @@ class RepairDatabase(_Writer):
         base.add_selection(parser)
         base.add_change(parser)
         base.add_databases(parser)
-        _add_limit(parser)
+        base.add_limit(parser)
         parser.add_argument(
             '--settle',
             metavar='<seconds>',
@@ -243,7 +230,7 @@ class UndoDatabase(_Writer):
         progress = base.progress(self.app)
         say = progress.say
         held = base.session(parsed_args, self.app, 'db undo', None, say)
-        path = undo.find_run(held.runs, parsed_args.run)
+        path = held.runs.find(parsed_args.run)
         changed = undo.entries(path)
         held = base.session(
             parsed_args, self.app, 'db undo', None, say, run=path.name

@@ -41,35 +41,8 @@ class RestartServers(base.DrpLister):
         base.add_selection(parser)
         base.add_change(parser)
         base.add_lanes(parser, _('servers'))
-        parser.add_argument(
-            '--wait',
-            metavar='<seconds>',
-            type=base.seconds,
-            default=300.0,
-            help=_(
-                'How long to wait for services and busy servers (default: 300)'
-            ),
-        )
-        parser.add_argument(
-            '--settle',
-            metavar='<seconds>',
-            type=base.seconds,
-            default=120.0,
-            help=_(
-                'How long a server that nova calls active must be seen '
-                'unchanged, with its nova-compute up, before that is '
-                'believed (default: 120)'
-            ),
-        )
+        base.add_readiness(parser)
         base.add_lost_at(parser)
-        parser.add_argument(
-            '--skip-not-ready',
-            action='store_true',
-            help=_(
-                'Go on without the servers whose services are not up after '
-                'the time of --wait; they are listed'
-            ),
-        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -117,21 +90,13 @@ class RestartServers(base.DrpLister):
         held: ty.Any,
     ) -> 'restart.Restart':
         from osc_drp.cloud import client
-        from osc_drp.engine import apply
         from osc_drp.engine import restart
 
-        settings = restart.Settings(
-            wait=parsed_args.wait,
-            settle=parsed_args.settle,
-            lost_at=parsed_args.lost_at,
-            skip_not_ready=parsed_args.skip_not_ready,
-            limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
-        )
         return restart.Restart(
             client.connect(self.app),
             cloud_map,
             base.selection(parsed_args),
-            settings,
+            base.restart_settings(parsed_args),
             say,
             our_stops=held.runs.stops(),
         )

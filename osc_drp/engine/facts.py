@@ -291,6 +291,26 @@ class Pair:
     #: The server's nova-compute; None: not known.
     compute_up: bool | None
 
+    @classmethod
+    def lone(cls, volume: Volume) -> 'Pair':
+        """Make the pair of a volume that neither record gives to anybody."""
+        return cls(
+            server_id='',
+            volume_id=volume.id,
+            server=None,
+            volume=volume,
+            mappings=(),
+            rows=(),
+            dropped=(),
+            old_rows=(),
+            other_mappings=(),
+            other_rows=(),
+            unfinished=(),
+            migrating=False,
+            building=False,
+            compute_up=None,
+        )
+
     @property
     def mapping(self) -> Mapping | None:
         """Nova's only live mapping."""
@@ -383,22 +403,7 @@ def lone(seen: Observation) -> tuple[Pair, ...]:
     used = {m.volume_id for m in seen.mappings if not m.deleted}
     used |= {r.volume_id for r in seen.rows if not r.deleted}
     return tuple(
-        Pair(
-            server_id='',
-            volume_id=volume.id,
-            server=None,
-            volume=volume,
-            mappings=(),
-            rows=(),
-            dropped=(),
-            old_rows=(),
-            other_mappings=(),
-            other_rows=(),
-            unfinished=(),
-            migrating=False,
-            building=False,
-            compute_up=None,
-        )
+        Pair.lone(volume)
         for volume in seen.volumes.values()
         if volume.status in PASSING and volume.id not in used
     )

@@ -189,6 +189,19 @@ class RunDirectory:
             return []
         return sorted(p.parent for p in self.path.glob(f'*/{FILE}'))
 
+    def find(self, name: str) -> pathlib.Path:
+        """Find a run by its id, or take the directory itself.
+
+        :raises DrpError: there is none
+        """
+        for path in (self.path / name, pathlib.Path(name)):
+            if (path / FILE).is_file():
+                return path
+        raise exceptions.DrpError(
+            _("no run '%(name)s' in %(path)s")
+            % {'name': name, 'path': self.path}
+        )
+
     def begin(self, command: str, subject: dict[str, ty.Any]) -> Run:
         """Open a new run's journal.
 
@@ -265,6 +278,18 @@ class RunDirectory:
                 elif entry['event'] == 'outcome' and entry['status'] != 'done':
                     found.pop(key, None)
         return found
+
+    def shielded(self) -> frozenset[str]:
+        """Tell which volumes a reset of ours left reserved, at any time.
+
+        Whether one still is what we left must be read from the cloud.
+        """
+        return frozenset(
+            entry['volume']
+            for path in self.runs()
+            for entry in read(path)
+            if entry['event'] == 'old' and entry.get('free') is False
+        )
 
     def wished_off(self) -> frozenset[tuple[str, str]]:
         """Tell which users' detaches our repairs have finished (R3a).

@@ -683,6 +683,7 @@ def plan_restore(
         str, collections.abc.Sequence[facts.Action]
     ],
     resets: collections.abc.Mapping[tuple[str, str], str],
+    shielded: collections.abc.Container[str] = (),
 ) -> tuple[Item, ...]:
     """Plan step 4: attach what the map has and both sides lack.
 
@@ -691,6 +692,7 @@ def plan_restore(
     :param actions: nova's action log of each server that lacks a volume
     :param resets: when a reset of ours took an attachment off (the cloud's
         clock)
+    :param shielded: volumes that a reset of ours left reserved
     """
     by_key = {(p.server_id, p.volume_id): p for p in facts.pairs(seen)}
     names = {
@@ -715,7 +717,7 @@ def plan_restore(
     ):
         key = (wanted.server_id, wanted.volume_id)
         do, rule, reason = _restore_one(
-            wanted, by_key.get(key), cloud_map, seen
+            wanted, by_key.get(key), seen, shielded
         )
         if do is Do.ATTACH:
             why = _detached(
@@ -734,8 +736,8 @@ def plan_restore(
 def _restore_one(
     wanted: facts.MapAttachment,
     pair: facts.Pair | None,
-    cloud_map: facts.CloudMap,
     seen: facts.Observation,
+    shielded: collections.abc.Container[str],
 ) -> tuple[Do, str, str]:
     if pair is not None:
         return _restore_present(pair)
@@ -750,8 +752,13 @@ def _restore_one(
     if volume.project_id != server.project_id:
         return Do.FLAG, '', _('the volume belongs to another project now')
     # in flight: for another of its servers; the attach waits for that
-    free = volume.status == 'available' or (
-        volume.multiattach and volume.status in ('in-use', *rules.IN_FLIGHT)
+    free = (
+        volume.status == 'available'
+        or (volume.status == 'reserved' and volume.id in shielded)
+        or (
+            volume.multiattach
+            and volume.status in ('in-use', *rules.IN_FLIGHT)
+        )
     )
     if not free:
         return Do.FLAG, '', _('the volume is %s') % volume.status

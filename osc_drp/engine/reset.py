@@ -68,7 +68,10 @@ class Reset:
 
         :raises Refused: one database looks older than the other
         """
-        seen = self._databases.observe()
+        return self.plan_on(self._databases.observe())
+
+    def plan_on(self, seen: facts.Observation) -> tuple[plan.Item, ...]:
+        """Plan on an observation of the databases; see ``propose``."""
         self.seen = seen
         older = plan.stale(seen, self._limit)
         if older:

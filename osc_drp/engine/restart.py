@@ -18,8 +18,10 @@ import functools
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
+from osc_drp.engine import expect
 from osc_drp.engine import facts
 from osc_drp.engine import journal
+from osc_drp.engine import oneserver
 from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.i18n import _
@@ -112,6 +114,27 @@ class Restart:
         if unproven:
             items = self._decide(seen)
         return tuple(_give_up(i) for i in items)
+
+    def look_again(self) -> tuple[plan.Item, ...]:
+        """Observe and plan once more; waits for nothing."""
+        self._look()
+        return self.decide_now()
+
+    def decide(
+        self, expected: collections.abc.Iterable[plan.Item] = ()
+    ) -> tuple[plan.Item, ...]:
+        """Plan on the last observation once more.
+
+        :param expected: what will have been done when the servers' turn
+            comes
+        """
+        return self._decide(expect.after(self.seen, expected))
+
+    def decide_now(
+        self, expected: collections.abc.Iterable[plan.Item] = ()
+    ) -> tuple[plan.Item, ...]:
+        """Plan as ``decide``; who must be waited for is flagged."""
+        return tuple(_give_up(i) for i in self.decide(expected))
 
     def _look(self) -> facts.Observation:
         seen = self._cloud.observe()
@@ -352,15 +375,19 @@ class Restart:
                 apply.Lane(
                     key=item.server_id,
                     host=server.host,
-                    work=functools.partial(self._restart_one, item, run),
+                    work=functools.partial(self._restart_lane, item, run),
                     untried=(untried,),
                 )
             )
         return apply.run(lanes, self._settings.limits, self._say, step=step)
 
-    def _restart_one(
+    def _restart_lane(
         self, item: plan.Item, run: journal.Run
     ) -> list[apply.Outcome]:
+        return [self.restart_one(item, run)]
+
+    def restart_one(self, item: plan.Item, run: journal.Run) -> apply.Outcome:
+        """Start one server; never raises one of our errors."""
         try:
             status, what = self._power(item, run)
         except exceptions.NotFound:
@@ -377,7 +404,7 @@ class Restart:
         if status in apply.NOT_WELL:
             name = self._name(item.server_id) or item.server_id
             self._say(f'{name}: {what}')
-        return [apply.Outcome(item.server_id, '', status, what)]
+        return apply.Outcome(item.server_id, '', status, what)
 
     def _power(self, item: plan.Item, run: journal.Run) -> tuple[str, str]:
         """Stop if the plan says so, then start; checked before each."""
@@ -434,27 +461,8 @@ class Restart:
         """Give the server's pairs; read again if they are not fresh."""
         seen = self.seen
         if self._clock.monotonic() - self._seen_at > FRESH:
-            seen = self._read_again(server_id)
+            seen = oneserver.read(self._cloud, seen, server_id)
         return [p for p in facts.pairs(seen) if p.server_id == server_id]
-
-    def _read_again(self, server_id: str) -> facts.Observation:
-        mappings = self._cloud.mappings_of(server_id)
-        rows = self._cloud.rows_of(server_id)
-        volumes = {}
-        for volume_id in {*(m.volume_id for m in mappings)} | {
-            *(r.volume_id for r in rows)
-        }:
-            try:
-                volumes[volume_id] = self._cloud.volume(volume_id)
-            except exceptions.NotFound:
-                continue
-        return dataclasses.replace(
-            self.seen,
-            servers={server_id: self._cloud.server(server_id)},
-            volumes=volumes,
-            mappings=mappings,
-            rows=rows,
-        )
 
     def _send(self, action: str, server_id: str, run: journal.Run) -> None:
         """Send one request; whether nova took it is read, never guessed."""

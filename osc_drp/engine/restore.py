@@ -17,11 +17,13 @@ import contextlib
 import dataclasses
 import functools
 import threading
+import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import journal
+from osc_drp.engine import oneserver
 from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.engine import rules
@@ -31,6 +33,9 @@ from osc_drp.i18n import _
 #: first (the old script slept 2 s after each), then seldom.
 FIRST_POLL = 0.5
 POLL = 2.0
+
+#: Makes one volume available.
+Unshield: ty.TypeAlias = collections.abc.Callable[[str, journal.Run], None]
 
 
 class Restore:
@@ -45,6 +50,8 @@ class Restore:
         *,
         resets: collections.abc.Mapping[tuple[str, str], str],
         wished_off: collections.abc.Container[tuple[str, str]] = (),
+        shielded: collections.abc.Container[str] = (),
+        unshield: Unshield = lambda volume_id, run: None,
         limits: apply.Limits,
         wait: float = 300.0,
         clock: ports.Clock | None = None,
@@ -53,6 +60,9 @@ class Restore:
 
         :param resets: what resets of ours took off, and when
         :param wished_off: users' detaches that a repair of ours finished
+        :param shielded: volumes that a reset of ours left reserved
+        :param unshield: makes such a volume available right before its
+            attach, if it still is what we left; else raises
         :param wait: seconds that one attach may take
         """
         self._cloud = cloud
@@ -61,37 +71,69 @@ class Restore:
         self._say = say
         self._resets = resets
         self._wished_off = wished_off
+        self._shielded = shielded
+        self._unshield = unshield
         self._limits = limits
         self._wait = wait
         self._clock = clock or ports.RealClock()
+        #: The last observation of the whole cloud.
+        self.seen: facts.Observation
         self._guard = threading.Lock()
         #: One lock for each multiattach volume.
         self._turns: dict[str, threading.Lock] = {}
 
     def propose(self) -> tuple[plan.Item, ...]:
         """Observe once and plan; changes nothing."""
-        self.seen = self._cloud.observe()
-        return self.judge(
-            self.seen, plan.select(self._map, self._selection, self.seen)
+        return self.plan_on(self._cloud.observe())
+
+    def plan_on(
+        self,
+        seen: facts.Observation,
+        to_be_reset: collections.abc.Collection[tuple[str, str]] = (),
+    ) -> tuple[plan.Item, ...]:
+        """Plan on an observation of the APIs.
+
+        :param to_be_reset: what ``seen`` lacks only because a reset is about
+            to come
+        """
+        self.seen = seen
+        selected = plan.select(self._map, self._selection, seen)
+        return self.judge(seen, selected, to_be_reset)
+
+    def plan_server(self, server_id: str) -> tuple[plan.Item, ...]:
+        """Read one server anew and plan its attaches."""
+        selected = plan.select(self._map, self._selection, self.seen)
+        wanted = tuple(
+            a for a in selected.attachments if a.server_id == server_id
         )
+        volumes = [a.volume_id for a in wanted]
+        seen = oneserver.read(self._cloud, self.seen, server_id, volumes)
+        mine = plan.Selected(frozenset((server_id,)), wanted)
+        return self.judge(seen, mine)
 
     def judge(
-        self, seen: facts.Observation, selected: plan.Selected
+        self,
+        seen: facts.Observation,
+        selected: plan.Selected,
+        to_be_reset: collections.abc.Collection[tuple[str, str]] = (),
     ) -> tuple[plan.Item, ...]:
-        """Plan from what was seen."""
+        """Plan from what was seen; see ``plan_on``."""
         have = {(p.server_id, p.volume_id) for p in facts.pairs(seen)}
         lacking = {
             a.server_id
             for a in selected.attachments
             if (a.server_id, a.volume_id) not in have
+            and (a.server_id, a.volume_id) not in to_be_reset
             and a.server_id in seen.servers
         }
         actions = {
             server_id: self._cloud.actions(server_id)
             for server_id in sorted(lacking)
         }
+        resets = dict(self._resets)
+        resets.update(dict.fromkeys(to_be_reset, seen.taken_at))
         items = plan.plan_restore(
-            self._map, seen, selected, actions, self._resets
+            self._map, seen, selected, actions, resets, self._shielded
         )
         return tuple(
             dataclasses.replace(
@@ -122,7 +164,7 @@ class Restore:
                 apply.Lane(
                     key=server_id,
                     host=server.host if server else None,
-                    work=functools.partial(self._attach_all, group, run),
+                    work=functools.partial(self.attach_all, group, run),
                     untried=tuple(
                         _outcome(i, apply.UNTRIED, _('not tried'))
                         for i in group
@@ -131,12 +173,17 @@ class Restore:
             )
         return apply.run(lanes, self._limits, self._say, step=step)
 
-    def _attach_all(
-        self, items: list[plan.Item], run: journal.Run
+    def attach_all(
+        self,
+        items: collections.abc.Sequence[plan.Item],
+        run: journal.Run,
+        go_on: collections.abc.Callable[[], bool] = lambda: True,
     ) -> list[apply.Outcome]:
         """Attach one server's volumes; stop at the first that fails.
 
         The next one would take the name of the one that failed.
+
+        :param go_on: asked before each one after the first
         """
         outcomes: list[apply.Outcome] = []
         changed = self._not_on(items[0].server_id)
@@ -153,14 +200,15 @@ class Restore:
                 status=outcome.status,
                 what=outcome.what,
             )
+            why = ''
             if outcome.status != apply.DONE:
+                why = _('not tried: it would take the name of %s')
+                why %= item.volume_id
+            elif not go_on():
+                why = _('not tried: interrupted')
+            if why:
                 outcomes.extend(
-                    _outcome(
-                        i,
-                        apply.UNTRIED,
-                        _('not tried: it would take the name of %s')
-                        % item.volume_id,
-                    )
+                    _outcome(i, apply.UNTRIED, why)
                     for i in items[number + 1 :]
                 )
                 break
@@ -194,6 +242,8 @@ class Restore:
             with self._alone(wanted):
                 if item.do is plan.Do.ATTACH:
                     self._until_free(wanted)
+                    if wanted.volume_id in self._shielded:
+                        self._unshield(wanted.volume_id, run)
                     device = self._send(wanted, run)
                 self._until_attached(wanted)
         except exceptions.DrpError as error:

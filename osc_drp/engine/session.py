@@ -17,9 +17,12 @@ import contextlib
 import getpass
 import os
 import pathlib
+import signal
 import socket
+import threading
 import typing as ty
 
+from osc_drp import exceptions
 from osc_drp.engine import journal
 from osc_drp.engine import ports
 from osc_drp.i18n import _
@@ -31,6 +34,25 @@ def _user() -> str:
     except (KeyError, OSError):
         # a container without a name for the uid
         return f'uid {os.getuid()}'
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> collections.abc.Iterator[None]:
+    """Take the end of the terminal, and SIGTERM, as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        # nohup stays what it is
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Session:
@@ -46,6 +68,9 @@ class Session:
         self.runs = journal.RunDirectory(directory)
         self._command = command
         self._subject = subject
+        self._resumed: pathlib.Path | None = None
+        #: Leave the run unfinished, for the same command to go on with it.
+        self.keep_open = False
         self.say = say
 
     @contextlib.contextmanager
@@ -66,16 +91,46 @@ class Session:
 
     def earlier(self) -> list[journal.Entry]:
         """Read the journal of the run that this invocation goes on with."""
-        unfinished = self.runs.unfinished(self._command, self._subject)
+        unfinished = self.unfinished()
         return journal.read(unfinished) if unfinished else []
+
+    def unfinished(self) -> pathlib.Path | None:
+        """Find the run that ``journal`` would go on with."""
+        return self._resumed or self.runs.unfinished(
+            self._command, self._subject
+        )
+
+    def resume(self, name: str) -> journal.Entry:
+        """Go on with this run, and no other; gives what it began with.
+
+        :raises DrpError: there is none, or it is another command's
+        :raises Refused: it is finished
+        """
+        path = self.runs.find(name)
+        entries = journal.read(path)
+        if not entries or entries[0].get('command') != self._command:
+            raise exceptions.DrpError(
+                _("run %(run)s is none of 'openstack drp %(command)s'")
+                % {'run': path.name, 'command': self._command}
+            )
+        if any(e['event'] == 'end' for e in entries):
+            raise exceptions.Refused(
+                _('run %s is finished: there is nothing to go on with')
+                % path.name
+            )
+        self._resumed = path
+        subject: journal.Entry = entries[0]['subject']
+        return subject
 
     @contextlib.contextmanager
     def journal(self) -> collections.abc.Iterator[journal.Run]:
         """Open the journal: of the newest unfinished run, or a new one.
 
-        A run that is left by an error or an interrupt stays unfinished.
+        A run that is left by an error or an interrupt stays unfinished. A
+        hangup or a SIGTERM is taken as an interrupt: what is under way is
+        finished.
         """
-        unfinished = self.runs.unfinished(self._command, self._subject)
+        unfinished = self.unfinished()
         if unfinished:
             run = journal.Run(unfinished)
             run.write('resume')
@@ -84,7 +139,9 @@ class Session:
             run = self.runs.begin(self._command, self._subject)
             self.say(_('run %s') % run.path)
         try:
-            yield run
-            run.write('end')
+            with _signals_interrupt():
+                yield run
+            if not self.keep_open:
+                run.write('end')
         finally:
             run.close()

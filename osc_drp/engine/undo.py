@@ -85,19 +85,6 @@ def _declined(line: journal.Entry) -> bool:
     return line['event'] == 'outcome' and line.get('status') == apply.OPEN
 
 
-def find_run(runs: journal.RunDirectory, name: str) -> pathlib.Path:
-    """Find a run by its id, or take the directory itself.
-
-    :raises DrpError: there is none
-    """
-    for path in (runs.path / name, pathlib.Path(name)):
-        if (path / journal.FILE).is_file():
-            return path
-    raise exceptions.DrpError(
-        _("no run '%(name)s' in %(path)s") % {'name': name, 'path': runs.path}
-    )
-
-
 class Undo:
     """Plans and carries out `drp db undo`."""
 

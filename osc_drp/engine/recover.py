@@ -1,0 +1,617 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""All steps of the procedure in one run: observe, decide, act, verify.
+
+The steps are those of the single commands, planned together, asked about
+once. First the records, all of them, because that takes milliseconds a row;
+then each server by itself: it is started, and as soon as nova says that it
+runs, its missing volumes are attached, before the next one's turn. A guest
+with systemd waits 90 s for a disk of its fstab, then drops to emergency mode.
+
+Only what the operator was shown is done. What the cloud has become since is
+looked at again before each step, and can only make the list shorter.
+"""
+
+import collections.abc
+import dataclasses
+import functools
+import typing as ty
+
+from osc_drp import exceptions
+from osc_drp.engine import apply
+from osc_drp.engine import expect
+from osc_drp.engine import facts
+from osc_drp.engine import journal
+from osc_drp.engine import locks
+from osc_drp.engine import plan
+from osc_drp.engine import ports
+from osc_drp.engine import repair
+from osc_drp.engine import reset
+from osc_drp.engine import restart
+from osc_drp.engine import restore
+from osc_drp.engine import rules
+from osc_drp.engine import units
+from osc_drp.engine import verdicts
+from osc_drp.engine import waves
+from osc_drp.i18n import _
+
+REPAIR, RESET, START, ATTACH = 'repair', 'reset', 'start', 'attach'
+#: In the order of the procedure.
+STEPS = (REPAIR, RESET, START, ATTACH)
+
+_RESETS = frozenset({plan.Do.RESET, plan.Do.FINISH})
+_STARTS = frozenset({plan.Do.START, plan.Do.STOP})
+_ATTACHES = frozenset({plan.Do.ATTACH, plan.Do.WAIT})
+
+Key: ty.TypeAlias = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of `drp recover`."""
+
+    #: The procedure as printed: reset every data disk, attach it again.
+    classic: bool = False
+    #: Share of all mappings that may disagree without a trace.
+    limit: float = plan.LIMIT
+    starting: restart.Settings = dataclasses.field(
+        default_factory=restart.Settings
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """What earlier runs did, from their journals."""
+
+    resets: collections.abc.Mapping[Key, str]
+    wished_off: frozenset[Key]
+    shielded: frozenset[str]
+    stops: collections.abc.Mapping[str, list[str | None]]
+    locks: collections.abc.Mapping[str, str]
+
+    @classmethod
+    def of(cls, runs: journal.RunDirectory) -> 'Memory':
+        """Read it from the journals of a run directory."""
+        return cls(
+            runs.resets(),
+            runs.wished_off(),
+            runs.shielded(),
+            runs.stops(),
+            runs.locks(),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One step's items, and what became of them."""
+
+    name: str
+    items: tuple[plan.Item, ...]
+    outcomes: tuple[apply.Outcome, ...] = ()
+
+    @property
+    def acting(self) -> tuple[plan.Item, ...]:
+        """The items that change something."""
+        return tuple(i for i in self.items if i.do in plan.ACTING)
+
+
+class Recover:
+    """Plans and carries out `drp recover`."""
+
+    def __init__(
+        self,
+        cloud: ports.Cloud,
+        databases: ports.Databases | None,
+        cloud_map: facts.CloudMap,
+        selection: plan.Selection,
+        settings: Settings,
+        progress: ports.Progress,
+        memory: Memory,
+        *,
+        clock: ports.Clock | None = None,
+    ) -> None:
+        """Prepare a recovery.
+
+        :param databases: None: what disagrees is flagged, not repaired
+        :raises Refused: ``classic`` without databases
+        """
+        if settings.classic and databases is None:
+            raise exceptions.Refused(
+                _('--classic writes databases, and none is configured')
+            )
+        self._cloud = cloud
+        self._databases = databases
+        self._map = cloud_map
+        self._selection = selection
+        self._settings = settings
+        self._progress = progress
+        self._say = say = progress.say
+        self._memory = memory
+        self._clock = clock or ports.RealClock()
+        self._runner = apply.Runner(settings.starting.limits, say)
+        self._restart = restart.Restart(
+            cloud,
+            cloud_map,
+            selection,
+            settings.starting,
+            say,
+            our_stops=memory.stops,
+            clock=self._clock,
+        )
+
+    # -- planning --------------------------------------------------------
+
+    def propose(self) -> tuple[Step, ...]:
+        """Observe once and plan all steps; changes and waits for nothing."""
+        self._restart.propose()
+        return self._plan(self._restart.decide)
+
+    def propose_ready(self) -> tuple[Step, ...]:
+        """Wait until the hosts are ready and nova has looked; then plan.
+
+        :raises Refused: something that the selection needs is not up, or one
+            database looks older than the other
+        """
+        self._restart.propose_ready()
+        return self._plan(self._restart.decide_now)
+
+    @property
+    def seen(self) -> facts.Observation:
+        """The last observation of the APIs."""
+        return self._restart.seen
+
+    def _plan(
+        self,
+        decide: collections.abc.Callable[
+            [tuple[plan.Item, ...]], tuple[plan.Item, ...]
+        ],
+    ) -> tuple[Step, ...]:
+        repairs, resets = self._plan_records()
+        done = (*repairs, *resets)
+        starts = decide(done)
+        self._restore = self._make_restore(self._memory)
+        taken = {(i.server_id, i.volume_id) for i in done if i.do in _RESETS}
+        attaches = self._restore.plan_on(
+            expect.after(self.seen, (*done, *starts)), taken
+        )
+        return (
+            Step(REPAIR, repairs),
+            Step(RESET, resets),
+            Step(START, starts),
+            Step(ATTACH, attaches),
+        )
+
+    def _plan_records(
+        self,
+    ) -> tuple[tuple[plan.Item, ...], tuple[plan.Item, ...]]:
+        """Plan what is done in the databases."""
+        if self._databases is None:
+            return (), ()
+        seen = self._databases.observe()
+        self._repair = repair.Repair(
+            self._databases,
+            self._map,
+            self._selection,
+            self._say,
+            limit=self._settings.limit,
+            clock=self._clock,
+        )
+        repairs = self._not_shielded(self._repair.plan_on(seen))
+        if not self._settings.classic:
+            return repairs, ()
+        self._reset = reset.Reset(
+            self._databases,
+            self._map,
+            self._selection,
+            self._say,
+            limit=self._settings.limit,
+            settle=self._settings.starting.settle,
+            lost_at=self._settings.starting.lost_at,
+            free=False,
+            clock=self._clock,
+        )
+        return repairs, self._reset.plan_on(expect.after(seen, repairs))
+
+    def _not_shielded(
+        self, items: tuple[plan.Item, ...]
+    ) -> tuple[plan.Item, ...]:
+        """Leave out what waits for its attach: it is reserved by us.
+
+        What nobody attaches any more is freed by a repair without
+        --classic.
+        """
+        if not self._settings.classic:
+            return items
+        return tuple(
+            i
+            for i in items
+            if i.server_id or i.volume_id not in self._memory.shielded
+        )
+
+    def _make_restore(self, memory: Memory) -> restore.Restore:
+        classic = self._settings.classic
+        return restore.Restore(
+            self._cloud,
+            self._map,
+            self._selection,
+            self._say,
+            resets=memory.resets,
+            wished_off=memory.wished_off,
+            shielded=memory.shielded if classic else (),
+            unshield=self._unshield,
+            limits=self._settings.starting.limits,
+            wait=self._settings.starting.wait,
+            clock=self._clock,
+        )
+
+    def has_work(self, steps: tuple[Step, ...]) -> bool:
+        """Whether there is anything to do, or to wait for."""
+        return bool(self._memory.locks) or any(
+            i.do in (*plan.ACTING, plan.Do.WAIT)
+            for s in steps
+            for i in s.items
+        )
+
+    # -- acting ----------------------------------------------------------
+
+    def carry_out(
+        self,
+        steps: tuple[Step, ...],
+        run: journal.Run,
+        recall: collections.abc.Callable[[], Memory],
+    ) -> tuple[Step, ...]:
+        """Do what was planned, and give the steps with their outcomes.
+
+        :param recall: reads the journals again, this run's included
+        """
+        planned = {s.name: s for s in steps}
+        self._locks = locks.Locks(self._cloud, run, self._say)
+        run.write(
+            'plan', steps={s.name: len(s.acting) for s in steps if s.acting}
+        )
+        run.write(
+            'names',
+            servers={s.id: s.name for s in self.seen.servers.values()},
+        )
+        try:
+            repaired = self._do_repair(planned[REPAIR], run)
+            taken = self._do_reset(planned[RESET], run)
+            memory = recall()
+            self._restore = self._make_restore(memory)
+            started, attached = self._do_servers(
+                planned[START], planned[ATTACH], run
+            )
+        finally:
+            self._release_left_over(recall().locks)
+        return repaired, taken, *self._verified(started, attached, run)
+
+    def _do_repair(self, step: Step, run: journal.Run) -> Step:
+        if not step.acting:
+            return step
+        run.write('step', step=REPAIR, state='begin')
+        fresh = self._not_shielded(self._repair.propose_settled())
+        step = _shown(step, fresh)
+        for item in step.acting:
+            volume = item.pair.volume if item.pair else None
+            if (
+                item.do is plan.Do.REPAIR
+                and volume is not None
+                and volume.status != 'in-use'
+            ):
+                run.write(
+                    'export',
+                    server=item.server_id,
+                    volume=item.volume_id,
+                    backend=verdicts.backend(volume),
+                    was=volume.status,
+                )
+        counter = self._progress.step(_('repairing records'), len(step.acting))
+        outcomes = self._repair.carry_out(step.acting, run, counter)
+        run.write('step', step=REPAIR, state='end')
+        return dataclasses.replace(step, outcomes=tuple(outcomes))
+
+    def _do_reset(self, step: Step, run: journal.Run) -> Step:
+        if not step.acting:
+            return step
+        run.write('step', step=RESET, state='begin')
+        step = _shown(step, self._reset.propose_settled())
+        counter = self._progress.step(_('resetting records'), len(step.acting))
+        outcomes = self._reset.carry_out(step.acting, run, counter)
+        run.write('step', step=RESET, state='end')
+        return dataclasses.replace(step, outcomes=tuple(outcomes))
+
+    def _do_servers(
+        self, start: Step, attach: Step, run: journal.Run
+    ) -> tuple[Step, Step]:
+        """Start and attach, server by server, wave by wave."""
+        start = _shown(start, self._restart.look_again())
+        self._restore.seen = self.seen
+        wanted = facts.group(
+            (i for i in attach.items if i.do in _ATTACHES),
+            lambda i: i.server_id,
+        )
+        lanes = {
+            server_id: self._lane(server_id, None, group, run)
+            for server_id, group in wanted.items()
+        }
+        for item in start.acting:
+            lanes[item.server_id] = self._lane(
+                item.server_id, item, wanted.get(item.server_id, []), run
+            )
+        exports = waves.Exports.of(run.entries())
+        counter = self._progress.step(
+            _('starting servers, attaching volumes'),
+            sum(len(lane.untried) for lane in lanes.values()),
+        )
+        outcomes = []
+        for number, server_ids in waves.plan(
+            [s for s in self.seen.servers.values() if s.id in lanes],
+            self._say,
+        ):
+            run.write('wave', number=number, servers=list(server_ids))
+            outcomes += self._do_wave(
+                [lanes[s] for s in server_ids], exports, counter
+            )
+        starts = [o for o in outcomes if not o.volume_id]
+        attaches = [o for o in outcomes if o.volume_id]
+        return (
+            dataclasses.replace(start, outcomes=tuple(starts)),
+            dataclasses.replace(attach, outcomes=tuple(attaches)),
+        )
+
+    def _do_wave(
+        self,
+        lanes: list[apply.Lane],
+        exports: waves.Exports,
+        counter: ports.Step,
+    ) -> list[apply.Outcome]:
+        """Start one wave; first who shows that repaired volumes are there."""
+        first = exports.first([lane.key for lane in lanes])
+        outcomes = self._runner.run(
+            [lane for lane in lanes if lane.key in first], step=counter
+        )
+        exports.learn(outcomes)
+        rest = []
+        for lane in lanes:
+            if lane.key in first:
+                continue
+            why = exports.why_not(lane.key)
+            if why:
+                outcomes += [
+                    dataclasses.replace(o, status=apply.OPEN, what=why)
+                    for o in lane.untried
+                ]
+            else:
+                rest.append(lane)
+        return outcomes + self._runner.run(rest, step=counter)
+
+    def _lane(
+        self,
+        server_id: str,
+        start: plan.Item | None,
+        attaches: list[plan.Item],
+        run: journal.Run,
+    ) -> apply.Lane:
+        untried = [
+            apply.Outcome(
+                i.server_id, i.volume_id, apply.UNTRIED, _('not tried')
+            )
+            for i in ((start, *attaches) if start else attaches)
+        ]
+        server = self.seen.servers.get(server_id)
+        return apply.Lane(
+            key=server_id,
+            host=server.host if server else None,
+            work=functools.partial(
+                self._serve, server_id, start, attaches, run
+            ),
+            untried=tuple(untried),
+        )
+
+    def _serve(
+        self,
+        server_id: str,
+        start: plan.Item | None,
+        attaches: list[plan.Item],
+        run: journal.Run,
+    ) -> list[apply.Outcome]:
+        """Start one server and attach what it lacks; nobody else acts."""
+        outcomes = []
+        with self._locks.held(server_id):
+            if start:
+                outcomes.append(self._restart.restart_one(start, run))
+                if outcomes[0].status != apply.DONE:
+                    why = _('its server was not started')
+                    return outcomes + _untried(attaches, why)
+            if attaches and self._runner.interrupted:
+                why = _('not tried: interrupted')
+                return outcomes + _untried(attaches, why)
+            if attaches:
+                outcomes += self._attach(server_id, attaches, run)
+        return outcomes
+
+    def _attach(
+        self, server_id: str, shown: list[plan.Item], run: journal.Run
+    ) -> list[apply.Outcome]:
+        """Attach what was shown and is still missing."""
+        by_key = {_key(i): i for i in self._restore.plan_server(server_id)}
+        now = [by_key.get(_key(i), i) for i in shown]
+        acting = [i for i in now if i.do in _ATTACHES]
+        outcomes = [_settled(i) for i in now if i.do not in _ATTACHES]
+        if not acting:
+            return outcomes
+        return outcomes + self._restore.attach_all(
+            acting, run, lambda: not self._runner.interrupted
+        )
+
+    def _unshield(self, volume_id: str, run: journal.Run) -> None:
+        """Make a volume available that our reset left reserved.
+
+        Right before its attach, so that nobody takes it in between; under
+        cinder's row lock, and with no mapping in any cell (db/write.py).
+
+        :raises DrpError: it is not what the reset left any more
+        """
+        if self._cloud.volume(volume_id).status != 'reserved':
+            return
+        assert self._databases is not None
+        lone = facts.Pair.lone(self.seen.volumes[volume_id])
+        item = plan.Item('', volume_id, plan.Do.RELEASE, 'R7', '', lone)
+        outcome = units.journalled(
+            run,
+            'unshield',
+            item,
+            functools.partial(_confirm_lone, volume_id),
+            functools.partial(self._databases.release, lone, ()),
+            _('available for its attach'),
+        )
+        if outcome.status != apply.DONE:
+            raise exceptions.Changed(outcome.what)
+
+    def _release_left_over(
+        self, left: collections.abc.Mapping[str, str]
+    ) -> None:
+        """Unlock what killed runs, or this one, left locked."""
+        for server_id, run_id in left.items():
+            self._locks.release(server_id, run_id)
+
+    # -- verifying -------------------------------------------------------
+
+    def _verified(
+        self, start: Step, attach: Step, run: journal.Run
+    ) -> tuple[Step, Step]:
+        """Look once more at all that is said to be done."""
+        done = sum(
+            o.status == apply.DONE for o in (*start.outcomes, *attach.outcomes)
+        )
+        if not done:
+            return start, attach
+        try:
+            seen = self._cloud.observe()
+        except exceptions.DrpError as error:
+            why = _('but not verified: %s') % error
+            return _doubt(start, lambda o: why), _doubt(attach, lambda o: why)
+        run.write('verified', objects=done)
+        pairs = {(p.server_id, p.volume_id): p for p in facts.pairs(seen)}
+
+        def not_on(outcome: apply.Outcome) -> str:
+            server = seen.servers.get(outcome.server_id)
+            if server is not None and server.ran:
+                return ''
+            state = server.vm_state if server else _('gone')
+            return _('and is %s since') % state
+
+        def not_attached(outcome: apply.Outcome) -> str:
+            pair = pairs.get((outcome.server_id, outcome.volume_id))
+            if pair is not None and rules.judge(pair).rule == 'R1':
+                return ''
+            return _('and yet nova and cinder differ')
+
+        return _doubt(start, not_on), _doubt(attach, not_attached)
+
+
+def _key(item: plan.Item) -> Key:
+    return item.server_id, item.volume_id
+
+
+def _shown(step: Step, fresh: tuple[plan.Item, ...]) -> Step:
+    """Keep to what the operator was shown."""
+    shown = {(_key(i), i.do in plan.ACTING) for i in step.items}
+    return dataclasses.replace(
+        step,
+        items=tuple(
+            i
+            if i.do not in plan.ACTING or (_key(i), True) in shown
+            else dataclasses.replace(
+                i,
+                do=plan.Do.FLAG,
+                reason=_('it was not in the plan that you saw: run again'),
+            )
+            for i in fresh
+        ),
+    )
+
+
+def _untried(items: list[plan.Item], why: str) -> list[apply.Outcome]:
+    return [
+        apply.Outcome(i.server_id, i.volume_id, apply.UNTRIED, why)
+        for i in items
+    ]
+
+
+def _settled(item: plan.Item) -> apply.Outcome:
+    """Tell of an attach that is no longer to be done."""
+    status = {
+        plan.Do.NOTHING: apply.DONE,
+        plan.Do.LEAVE: apply.LEFT,
+    }.get(item.do, apply.OPEN)
+    return apply.Outcome(item.server_id, item.volume_id, status, item.reason)
+
+
+def _confirm_lone(volume_id: str, seen: facts.Observation) -> None:
+    """Check under the locks that nobody has the volume (R7)."""
+    pair = plan.pair_of(seen, '', volume_id)
+    if pair is None or rules.judge(pair).rule != 'R7':
+        raise exceptions.Changed(
+            _('the volume is no longer as its reset left it')
+        )
+
+
+def _doubt(
+    step: Step, why: collections.abc.Callable[[apply.Outcome], str]
+) -> Step:
+    """Open again what is said to be done and has a reason not to be."""
+
+    def looked_at(outcome: apply.Outcome) -> apply.Outcome:
+        if outcome.status != apply.DONE or not (doubt := why(outcome)):
+            return outcome
+        return dataclasses.replace(
+            outcome, status=apply.OPEN, what=f'{outcome.what}, {doubt}'
+        )
+
+    return dataclasses.replace(
+        step, outcomes=tuple(looked_at(o) for o in step.outcomes)
+    )
+
+
+def question(
+    steps: collections.abc.Iterable[Step],
+) -> tuple[str, str]:
+    """Say what is about to happen, and the phrase to be typed."""
+    acting = {s.name: s.acting for s in steps}
+    parts = []
+    for name, text in (
+        (REPAIR, _('repair %d attachments')),
+        (RESET, _('reset %d attachments')),
+        (START, _('start %d servers')),
+        (ATTACH, _('attach %d volumes')),
+    ):
+        if acting.get(name):
+            parts.append(text % len(acting[name]))
+    servers = {i.server_id for items in acting.values() for i in items}
+    if not parts:
+        parts.append(_('finish what an earlier run left under way or locked'))
+    return ', '.join(parts), f'recover {len(servers)}'
+
+
+def warning(steps: collections.abc.Iterable[Step]) -> str:
+    """Say what --classic takes apart."""
+    acting = next(s.acting for s in steps if s.name == RESET)
+    return _(
+        '--classic takes %(volumes)d healthy attachments of %(servers)d '
+        'servers apart and puts them together again; without it they would '
+        'stay as they are'
+    ) % {
+        'volumes': len(acting),
+        'servers': len({i.server_id for i in acting}),
+    }
