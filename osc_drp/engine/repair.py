@@ -64,6 +64,14 @@ class Repair:
     ) -> None:
         self._databases = databases
         self._map = cloud_map
+        #: Ids of the map's servers and volumes.
+        self._in_map = frozenset(
+            {s.id for s in cloud_map.servers}
+            | {a.server_id for a in cloud_map.attachments}
+            | {a.volume_id for a in cloud_map.attachments}
+            if cloud_map
+            else ()
+        )
         self._selection = selection
         self._say = say
         self._limit = limit
@@ -112,13 +120,15 @@ class Repair:
         one: verdicts.Judged,
         wanted: collections.abc.Container[tuple[str, str]],
     ) -> bool:
-        """Whether it is selected, and touches what the map has."""
+        """Whether it is selected, and touches what the map has.
+
+        A server of the map that had no volume then may have got one since.
+        """
         pair = one.pair
         if (pair.server_id, pair.volume_id) not in wanted:
             return False
-        return self._map is None or any(
-            pair.server_id == a.server_id or pair.volume_id == a.volume_id
-            for a in self._map.attachments
+        return self._map is None or bool(
+            {pair.server_id, pair.volume_id} & self._in_map
         )
 
     def propose_settled(self) -> tuple[plan.Item, ...]:
