@@ -42,6 +42,12 @@ class Client:
     def keeps_lock_reasons(self) -> bool:
         return self.api.compute_max >= (2, 73)
 
+    @property
+    def reboot_cleans(self) -> bool:
+        # 2.100 came after the release that began to (2023.2), and nothing
+        # between them tells from outside
+        return self.api.compute_max >= (2, 100)
+
     def observe(self) -> facts.Observation:
         return read.observe(self.api, network=True)
 
@@ -62,6 +68,12 @@ class Client:
 
     def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
         return tuple(read.rows_of(self.api, server_id))
+
+    def rows_of_volume(self, volume_id: str) -> tuple[facts.Row, ...]:
+        return tuple(read.rows_of_volume(self.api, volume_id))
+
+    def attachment_exists(self, attachment_id: str) -> bool:
+        return read.attachment_exists(self.api, attachment_id)
 
     def volume(self, volume_id: str) -> facts.Volume:
         return read.volume(self.api, volume_id)
@@ -89,6 +101,12 @@ class Client:
 
     def unlock(self, server_id: str) -> None:
         act.unlock(self.api, server_id)
+
+    def hard_reboot(self, server_id: str) -> None:
+        act.hard_reboot(self.api, server_id)
+
+    def make_available(self, volume_id: str) -> None:
+        act.reset_volume_status(self.api, volume_id, 'available')
 
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         return act.attach(

@@ -294,6 +294,15 @@ def rows_of(api: session.Api, server_id: str) -> list[facts.Row]:
     return [r for r in rows if r.attach_status != 'detached']
 
 
+def rows_of_volume(api: session.Api, volume_id: str) -> list[facts.Row]:
+    """Read cinder's live rows of one volume, as ``rows_of`` does."""
+    rows = [
+        answers.row(item, None)
+        for item in listing.attachments(api, {'volume_id': volume_id})
+    ]
+    return [r for r in rows if r.attach_status != 'detached']
+
+
 def fault(api: session.Api, server_id: str) -> str:
     """Say why a server is in ERROR, in nova's words; '' if it does not say.
 

@@ -18,6 +18,7 @@ standard library, cliff and our own exceptions only.
 
 import argparse
 import collections.abc
+import contextlib
 import os
 import pathlib
 import typing as ty
@@ -223,6 +224,25 @@ def databases(parsed_args: argparse.Namespace) -> ty.Any:
         parsed_args.cinder_config_file,
         parsed_args.config_file,
     )
+
+
+def half_databases(
+    parsed_args: argparse.Namespace, app: ty.Any
+) -> contextlib.AbstractContextManager[ty.Any]:
+    """Open cinder's database only, and log in for nova's side."""
+    from osc_drp.cloud import client as cloud_client
+    from osc_drp.db import client
+    from osc_drp.engine import cinder_only
+
+    @contextlib.contextmanager
+    def opened() -> collections.abc.Iterator[cinder_only.HalfDatabases]:
+        cloud = cloud_client.connect(app)
+        with client.connect_cinder(
+            parsed_args.cinder_config_file, parsed_args.config_file
+        ) as cinder:
+            yield cinder_only.HalfDatabases(cloud, cinder)
+
+    return opened()
 
 
 def databases_configured() -> bool:

@@ -47,6 +47,7 @@ class _Writer(base.DrpLister):
         cloud_map: ty.Any,
         prepare: collections.abc.Callable[[ty.Any], ty.Any],
         question: collections.abc.Callable[[ty.Any], tuple[str, str]],
+        cinder_only: bool = False,
     ) -> base.Table:
         """Do the engine's job.
 
@@ -54,13 +55,19 @@ class _Writer(base.DrpLister):
         :param progress: what the operator sees
         :param prepare: makes the job, of the databases
         :param question: what to ask about the items that change something
+        :param cinder_only: nova is asked through its API
         """
         from osc_drp import report
         from osc_drp.engine import plan
 
         dry_run = parsed_args.dry_run
         outcomes: ty.Any = []
-        with held.held(dry_run), base.databases(parsed_args) as databases:
+        opened = (
+            base.half_databases(parsed_args, self.app)
+            if cinder_only
+            else base.databases(parsed_args)
+        )
+        with held.held(dry_run), opened as databases:
             databases.check_grants(locks=not dry_run)
             job = prepare(databases)
             items = job.propose() if dry_run else job.propose_settled()
@@ -112,33 +119,65 @@ class ResetDatabase(_Writer):
             ),
         )
         _add_dead_hosts(parser)
+        parser.add_argument(
+            '--cinder-only',
+            action='store_true',
+            help=_(
+                "For who has cinder's database only: nova is asked through "
+                "its API, and the volumes stay 'reserved' until \"servers "
+                'restart" made nova forget them by a hard reboot (compute '
+                'API 2.100 or later)'
+            ),
+        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp import exceptions
         from osc_drp import mapfile
+        from osc_drp.engine import cinder_only
         from osc_drp.engine import plan
         from osc_drp.engine import reset
 
+        half = parsed_args.cinder_only
+        if half and parsed_args.host_is_dead:
+            raise exceptions.Usage(
+                _(
+                    '--cinder-only and --host-is-dead do not go together: '
+                    'only a nova-compute that is up makes nova forget'
+                )
+            )
         cloud_map = mapfile.read(parsed_args.file)
         plan.check_map(cloud_map, parsed_args.lost_at)
         progress = base.progress(self.app)
         say = progress.say
-        held = base.session(parsed_args, self.app, 'db reset', cloud_map, say)
+        subject = {'only': 'cinder'} if half else {}
+        held = base.session(
+            parsed_args, self.app, 'db reset', cloud_map, say, **subject
+        )
 
-        def prepare(databases: 'ports.Databases') -> reset.Reset:
+        def prepare(databases: ty.Any) -> reset.Reset:
+            common: ty.Any = {
+                'limit': parsed_args.limit / 100,
+                'settle': parsed_args.settle,
+                'lost_at': parsed_args.lost_at,
+            }
+            selection = base.selection(parsed_args)
+            if half:
+                known = held.runs.kept()
+                return cinder_only.Reset(
+                    *(databases, cloud_map, selection, say),
+                    known=known,
+                    **common,
+                )
             return reset.Reset(
-                databases,
-                cloud_map,
-                base.selection(parsed_args),
-                say,
-                limit=parsed_args.limit / 100,
-                settle=parsed_args.settle,
+                *(databases, cloud_map, selection, say),
                 dead_hosts=frozenset(parsed_args.host_is_dead),
-                lost_at=parsed_args.lost_at,
+                **common,
             )
 
+        question = cinder_only.question if half else reset.question
         return self._carry_out(
-            parsed_args, held, progress, cloud_map, prepare, reset.question
+            parsed_args, held, progress, cloud_map, prepare, question, half
         )
 
 
@@ -240,6 +279,7 @@ class UndoDatabase(_Writer):
             undone = held.runs.undone(path.name)
             return undo.Undo(databases, changed, undone, say)
 
+        half = any(entry.cinder_only for entry in changed)
         return self._carry_out(
-            parsed_args, held, progress, None, prepare, undo.question
+            parsed_args, held, progress, None, prepare, undo.question, half
         )

@@ -90,6 +90,7 @@ class RestartServers(base.DrpLister):
         held: ty.Any,
     ) -> 'restart.Restart':
         from osc_drp.cloud import client
+        from osc_drp.engine import cleaner
         from osc_drp.engine import restart
 
         return restart.Restart(
@@ -99,4 +100,9 @@ class RestartServers(base.DrpLister):
             base.restart_settings(parsed_args),
             say,
             our_stops=held.runs.stops(),
+            known=cleaner.Known(
+                resets=held.runs.kept(),
+                locks=held.runs.locks(),
+                unanswered=held.runs.unanswered_reboots(),
+            ),
         )

@@ -64,6 +64,24 @@ class Client:
         """
         write.reset(self._databases, pair, confirm, record, free=free)
 
+    def observe_cinder(
+        self, mapped: collections.abc.Collection[str]
+    ) -> facts.Observation:
+        """Read cinder's side only.
+
+        :param mapped: volumes that nova maps, by its API
+        """
+        return read.observe_cinder(self._databases, mapped)
+
+    def reset_cinder(
+        self,
+        pair: facts.Pair,
+        confirm: write.Confirm,
+        record: write.Record,
+    ) -> None:
+        """Take one attachment off cinder's record; raises as ``reset``."""
+        write.reset_cinder(self._databases, pair, confirm, record)
+
     def repair(
         self,
         pair: facts.Pair,
@@ -114,6 +132,21 @@ def connect(
         us in, or is of an unknown schema
     """
     urls = config.load(nova_files, cinder_files, drp_file)
+    with _open(urls) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def connect_cinder(
+    cinder_files: collections.abc.Sequence[str], drp_file: str | None
+) -> collections.abc.Iterator[Client]:
+    """Open cinder's database only; raises as ``connect``."""
+    with _open(config.load_cinder(cinder_files, drp_file)) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _open(urls: config.Urls) -> collections.abc.Iterator[Client]:
     with engines.open_databases(urls) as databases:
         databases.check_schema()
         yield Client(databases)

@@ -43,7 +43,8 @@ class Urls:
     """Where the databases are. Nothing of it shows in ``repr``."""
 
     cinder: str = dataclasses.field(repr=False)
-    nova_api: str = dataclasses.field(repr=False)
+    #: None: cinder's database only (`drp db reset --cinder-only`).
+    nova_api: str | None = dataclasses.field(repr=False)
     #: nova's [database] connection: fills the templates of cell_mappings.
     nova_default: str | None = dataclasses.field(default=None, repr=False)
     #: Of osc-drp.conf; they replace those of every URL.
@@ -92,6 +93,24 @@ def load(
         cell_parameters=_option(
             nova, 'database', 'connection_parameters', nova_files
         ),
+    )
+
+
+def load_cinder(
+    cinder_files: _Paths = (), drp_file: str | None = None
+) -> Urls:
+    """Read cinder's files only, for who has nothing of nova's.
+
+    :raises ConfigError: as ``load``
+    """
+    cinder_files = list(cinder_files) or [CINDER_CONF]
+    user, password = _credentials(drp_file)
+    cinder = _parse('cinder', cinder_files, ('database',))
+    return Urls(
+        cinder=_url(cinder, 'database', cinder_files, user, password),
+        nova_api=None,
+        user=user,
+        password=password,
     )
 
 

@@ -112,7 +112,8 @@ class Connections:
     """A transaction on each database."""
 
     cinder: sa.Connection
-    api: sa.Connection
+    #: None (and no cells): cinder's only.
+    api: sa.Connection | None
     cells: ty.Mapping[str, sa.Connection]
 
 
@@ -121,7 +122,8 @@ class Databases:
     """All databases of a cloud; a context manager that closes them."""
 
     cinder: Database
-    api: Database
+    #: None (and no cells): cinder's only.
+    api: Database | None
     #: By the cell's name; 'cell0' and disabled cells too.
     cells: ty.Mapping[str, Database]
 
@@ -138,7 +140,8 @@ class Databases:
 
     def all(self) -> list[Database]:
         """List them: cinder, API, cells."""
-        return [self.cinder, self.api, *self.cells.values()]
+        nova = [self.api] if self.api else []
+        return [self.cinder, *nova, *self.cells.values()]
 
     @contextlib.contextmanager
     def connect(
@@ -153,7 +156,11 @@ class Databases:
             cinder = self.cinder.connect(write=write_cinder)
             yield Connections(
                 cinder=stack.enter_context(cinder),
-                api=stack.enter_context(self.api.connect()),
+                api=(
+                    stack.enter_context(self.api.connect())
+                    if self.api
+                    else None
+                ),
                 cells={
                     name: stack.enter_context(
                         cell.connect(write=name == write_cell)
@@ -179,12 +186,15 @@ class Databases:
 def open_databases(urls: config.Urls) -> Databases:
     """Open cinder's, nova's API and every cell's database.
 
-    Only the API database is asked (for its cell_mappings).
+    Only the API database is asked (for its cell_mappings). Without its URL
+    only cinder's is opened.
 
     :raises DatabaseError: if it cannot be
     :raises ConfigError: if a URL is of a kind that osc-drp does not know
     """
     cinder = _database('the cinder database', urls.cinder, tables.CINDER)
+    if urls.nova_api is None:
+        return Databases(cinder, None, {})
     api = _database('the nova API database', urls.nova_api, tables.API)
     cells = {}
     for name, connection in _cell_mappings(api):

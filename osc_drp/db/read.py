@@ -74,17 +74,34 @@ def observe(
         return observe_on(on, down_after=down_after)
 
 
+def observe_cinder(
+    dbs: engines.Databases, mapped: ty.Collection[str]
+) -> facts.Observation:
+    """Read cinder's side only.
+
+    :param mapped: see ``observe_on``
+    :raises DatabaseError: if the database does not answer
+    """
+    with dbs.connect() as on:
+        return observe_on(on, mapped=mapped)
+
+
 def observe_on(
     on: engines.Connections,
     *,
     volume_id: str | None = None,
     server_ids: ty.Collection[str] = (),
+    mapped: ty.Collection[str] = (),
     down_after: int = DOWN_AFTER,
 ) -> facts.Observation:
     """Read the cloud, or one volume and all its servers.
 
+    Of cinder's database alone, cinder's side: no servers, no mappings.
+
     :param volume_id: only this volume
     :param server_ids: with it, servers that are read in any case
+    :param mapped: volumes that nova maps by another source: their
+        soft-deleted rows are read as well
     """
     one = volume_id is not None
     taken_at = engines.now(on.cinder)
@@ -101,6 +118,7 @@ def observe_on(
         for mapping in _live_mappings(cell, name, volume_id)
     ]
     used = {m.volume_id for m in mappings} | {r.volume_id for r in live}
+    used |= {*mapped}
     dropped = _dropped_mappings(on, live)
     rows = live + _deleted_rows(on.cinder, used)
     wanted = {
@@ -412,6 +430,7 @@ def _cells_of(
     statement = sa.select(
         mappings.c.instance_uuid, cells.c.uuid, cells.c.name
     ).join(cells, cells.c.id == mappings.c.cell_id)
+    assert on.api is not None
     found = _execute(on.api, statement, mappings.c.instance_uuid, server_ids)
     return {
         row.instance_uuid: (
@@ -428,6 +447,8 @@ def _cells_of(
 def _building(
     on: engines.Connections, server_ids: ty.Collection[str] | None
 ) -> frozenset[str]:
+    if on.api is None:
+        return frozenset()
     column = tables.build_requests.c.instance_uuid
     statement = sa.select(column).where(column.is_not(None))
     found = _execute(on.api, statement, column, server_ids)

@@ -106,6 +106,7 @@ _RELEASABLE = ('available', 'in-use', 'attaching', 'detaching', 'reserved')
 _OFF = (facts.NOSTATE, facts.SHUTDOWN, facts.CRASHED)
 #: Making a volume in-use is also right where its export failed (DESIGN 5).
 _REPAIRABLE = (*_RELEASABLE, 'error')
+_KINDS = ('reset', 'reset_cinder', 'release', 'repair')
 
 _DEADLOCK_TRIES = 5
 _PATIENCE = 60.0
@@ -254,6 +255,36 @@ def reset(
     _patiently(work)
 
 
+def reset_cinder(
+    dbs: engines.Databases, pair: facts.Pair, confirm: Confirm, record: Record
+) -> None:
+    """Take one attachment off cinder's record only (DESIGN 4).
+
+    The volume becomes 'reserved', never 'available': nova maps it still.
+    Nova's databases are neither read nor locked; what is to be known of nova
+    is for ``confirm`` to ask.
+
+    :raises Changed: if the rows are not those of the pair, or the volume is
+        not in-use; nothing was changed
+    :raises DatabaseError: as for ``reset``
+    """
+
+    def work() -> None:
+        key = (pair.server_id, pair.volume_id, None)
+        with _locked(dbs, *key, confirm) as held:
+            held.volume_in(('in-use',))
+            held.require(
+                {r.id for r in pair.rows}
+                == {r.id for r in held.rows}
+                != set(),
+                'its records changed meanwhile',
+            )
+            cinder = _drop_rows(held, {r.id for r in held.rows}, free=False)
+            _run(held, 'reset_cinder', record, cinder)
+
+    _patiently(work)
+
+
 def release(
     dbs: engines.Databases,
     pair: facts.Pair,
@@ -386,7 +417,7 @@ def _parsed(old: Old) -> tuple[tuple[str, str, str | None], list[_Change]]:
         isinstance(old.get('live'), list)
         and all(_is_of(change, *key[:2]) for change in changes)
         and all(c.old.get('status') in _REPAIRABLE for c in volumes)
-        and old.get('kind') in ('reset', 'release', 'repair')
+        and old.get('kind') in _KINDS
         and (
             old['kind'] == 'reset' or not any(c.table is _bdm for c in changes)
         )
@@ -493,7 +524,12 @@ def _locked(
     """Lock a volume and a server, read both again, ask the engine."""
     with dbs.connect(write_cinder=True, write_cell=cell) as on:
         _lock(on, server_id, volume_id, cell)
-        seen = read.observe_on(on, volume_id=volume_id, server_ids=[server_id])
+        seen = read.observe_on(
+            on,
+            volume_id=volume_id,
+            server_ids=[server_id],
+            mapped=() if on.cells else [volume_id],
+        )
         confirm(seen)
         yield _hold(dbs, on, server_id, volume_id, cell, seen)
 
@@ -847,6 +883,11 @@ def _check_free(
     """
     if not any(_frees(half) for half in halves):
         return
+    if not on.cells:
+        raise exceptions.Changed(
+            f'Volume {volume_id} would be available, and no database of nova'
+            ' tells who maps it'
+        )
     leaving = {(c.database, c.id) for half in soon for c in half}
     for name, connection in on.cells.items():
         found = connection.execute(

@@ -282,14 +282,62 @@ class RunDirectory:
     def shielded(self) -> frozenset[str]:
         """Tell which volumes a reset of ours left reserved, at any time.
 
-        Whether one still is what we left must be read from the cloud.
+        Whether one still is what we left must be read from the cloud. Not
+        those of `--cinder-only`, which nova may map still.
         """
         return frozenset(
             entry['volume']
             for path in self.runs()
             for entry in read(path)
-            if entry['event'] == 'old' and entry.get('free') is False
+            if entry['event'] == 'old'
+            and entry.get('free') is False
+            and not entry.get('cinder_only')
         )
+
+    def kept(self) -> dict[tuple[str, str], frozenset[str]]:
+        """Tell what `db reset --cinder-only` keeps 'reserved' for nova.
+
+        By server and volume, the ids of the attachments that it took off
+        cinder's record: no longer where the volume was made available or put
+        back since, or where the reset was declined.
+        """
+        found: dict[tuple[str, str], frozenset[str]] = {}
+        # by the ids: an older run, resumed, may have freed what a newer reset
+        over: set[str] = set()
+        for path in self.runs():
+            for entry in read(path):
+                key = (entry.get('server', ''), entry.get('volume', ''))
+                if entry['event'] == 'old' and entry.get('cinder_only'):
+                    found[key] = frozenset(entry['attachments'])
+                elif entry['event'] != 'outcome':
+                    continue
+                elif entry.get('action') == 'free':
+                    if entry['status'] == 'done':
+                        over.update(entry['attachments'])
+                elif entry.get('action') == 'undo':
+                    if entry['status'] == 'done':
+                        found.pop(key, None)
+                elif entry.get('cinder_only') and entry['status'] == 'open':
+                    found.pop(key, None)
+        return {key: ids for key, ids in found.items() if ids - over}
+
+    def unanswered_reboots(self) -> dict[str, set[str | None]]:
+        """Tell the hard reboots of ours of which nobody heard.
+
+        By server, the request ids that were newest right before.
+        """
+        found: dict[str, set[str | None]] = {}
+        for path in self.runs():
+            for entry in read(path):
+                if entry.get('action') != 'reboot':
+                    continue
+                if entry['event'] == 'before':
+                    found.setdefault(entry['server'], set()).add(
+                        entry['newest']
+                    )
+                elif entry['event'] == 'sent':
+                    found.pop(entry['server'], None)
+        return found
 
     def wished_off(self) -> frozenset[tuple[str, str]]:
         """Tell which users' detaches our repairs have finished (R3a).

@@ -51,6 +51,8 @@ class Do(enum.StrEnum):
     STOP = 'stop'
     #: From the inside (`drp guests reboot`).
     REBOOT = 'reboot'
+    #: Make nova forget what `db reset --cinder-only` took (cleaner.py).
+    CLEAN = 'clean'
     #: It says that it runs; ask the hypervisor.
     PROVE = 'prove'
 
@@ -67,6 +69,7 @@ ACTING = frozenset(
         Do.START,
         Do.STOP,
         Do.REBOOT,
+        Do.CLEAN,
     }
 )
 
@@ -477,7 +480,7 @@ def plan_reset(
             wanted, by_key.get(key), why_not[wanted.server_id]
         )
     for volume_id, users in by_volume.items():
-        _all_or_none(volume_id, users, items)
+        all_or_none(volume_id, users, items)
     return tuple(
         sorted(items.values(), key=lambda i: (i.volume_id, i.server_id))
     )
@@ -509,7 +512,7 @@ def _reset_item(
     return item(Do.FLAG, verdict.rule, verdict.reason)
 
 
-def _all_or_none(
+def all_or_none(
     volume_id: str,
     users: list[facts.Pair],
     items: dict[tuple[str, str], Item],
@@ -539,7 +542,7 @@ def _all_or_none(
 # -- servers restart ---------------------------------------------------------
 
 
-def _disks_proven(
+def disks_proven(
     server: facts.Server,
     pairs: list[facts.Pair],
     in_map: collections.abc.Container[tuple[str, str]],
@@ -621,7 +624,7 @@ def decide_restart(
         step = item(Do.START, _('off since the loss'))
     if step.do not in (Do.START, Do.STOP):
         return step
-    broken = _disks_proven(server, pairs, in_map)
+    broken = disks_proven(server, pairs, in_map)
     if broken:
         return item(Do.FLAG, broken[1], broken[0])
     if look.started:

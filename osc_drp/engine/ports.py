@@ -33,6 +33,13 @@ class Cloud(ty.Protocol):
     def keeps_lock_reasons(self) -> bool:
         """Whether nova says why a server is locked (compute API 2.73)."""
 
+    @property
+    def reboot_cleans(self) -> bool:
+        """Whether a hard reboot makes nova forget dangling mappings.
+
+        For certain, that is: since compute API 2.100 (DESIGN 2).
+        """
+
     def observe(self) -> facts.Observation:
         """Read everything, in bulk, services included."""
 
@@ -47,6 +54,12 @@ class Cloud(ty.Protocol):
 
     def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
         """Read cinder's record of one server."""
+
+    def rows_of_volume(self, volume_id: str) -> tuple[facts.Row, ...]:
+        """Read cinder's record of one volume."""
+
+    def attachment_exists(self, attachment_id: str) -> bool:
+        """Ask cinder for one attachment; False: 404."""
 
     def volume(self, volume_id: str) -> facts.Volume:
         """Read one volume; NotFound."""
@@ -74,6 +87,12 @@ class Cloud(ty.Protocol):
 
     def unlock(self, server_id: str) -> None:
         """Unlock a server, at once."""
+
+    def hard_reboot(self, server_id: str) -> None:
+        """Reboot a server hard (202); engine/cleaner.py alone may."""
+
+    def make_available(self, volume_id: str) -> None:
+        """Make a volume 'available'; cinder checks nothing (202)."""
 
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         """Attach a volume; gives the device name that nova answered."""
@@ -150,6 +169,34 @@ class Databases(ty.Protocol):
         record: Record,
     ) -> None:
         """Put back what one of these changed."""
+
+
+class CinderDatabase(ty.Protocol):
+    """Cinder's database alone (db/client.py)."""
+
+    def check_grants(self, locks: bool = True) -> None:
+        """Prove that we may write what we write; writes nothing."""
+
+    def observe_cinder(
+        self, mapped: collections.abc.Collection[str]
+    ) -> facts.Observation:
+        """Read cinder's side; of mapped volumes deleted rows as well."""
+
+    def reset_cinder(
+        self,
+        pair: facts.Pair,
+        confirm: Confirm,
+        record: Record,
+    ) -> None:
+        """Take one attachment off cinder's record; 'reserved' then."""
+
+    def undo(
+        self,
+        old: collections.abc.Mapping[str, ty.Any],
+        confirm: Confirm,
+        record: Record,
+    ) -> None:
+        """Put back what that changed."""
 
 
 class Clock(ty.Protocol):

@@ -78,6 +78,11 @@ class Reset:
             raise exceptions.Refused(older)
         selected = plan.select(self._map, self._selection, seen)
         self._histories = self._read_histories(selected.server_ids)
+        return self._plan(seen, selected)
+
+    def _plan(
+        self, seen: facts.Observation, selected: plan.Selected
+    ) -> tuple[plan.Item, ...]:
         return plan.plan_reset(
             self._map,
             seen,
@@ -191,7 +196,12 @@ class Reset:
             ),
             _('reset') if self._free else _('reset, and kept reserved'),
             free=self._free,
+            **self._more(item),
         )
+
+    def _more(self, item: plan.Item) -> dict[str, object]:
+        """Give what the journal needs besides."""
+        return {}
 
     def _confirm(self, item: plan.Item, seen: facts.Observation) -> None:
         """Check every fact of the verdict again, under the locks."""
@@ -228,7 +238,7 @@ class Reset:
                 else o
                 for o in outcomes
             ]
-        left = {(p.server_id, p.volume_id) for p in facts.pairs(seen)}
+        left = self._left(seen)
         checked = []
         for o in outcomes:
             if o.status == apply.DONE and (o.server_id, o.volume_id) in left:
@@ -241,6 +251,10 @@ class Reset:
             checked.append(o)
         run.write('verified', objects=len(checked))
         return checked
+
+    def _left(self, seen: facts.Observation) -> set[tuple[str, str]]:
+        """List what a record has that should have none."""
+        return {(p.server_id, p.volume_id) for p in facts.pairs(seen)}
 
 
 def question(

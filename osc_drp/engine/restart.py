@@ -18,6 +18,7 @@ import functools
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
+from osc_drp.engine import cleaner
 from osc_drp.engine import expect
 from osc_drp.engine import facts
 from osc_drp.engine import journal
@@ -59,12 +60,14 @@ class Restart:
         say: ports.Say,
         *,
         our_stops: collections.abc.Mapping[str, list[str | None]],
+        known: cleaner.Known | None = None,
         clock: ports.Clock | None = None,
     ) -> None:
         """Prepare a restart.
 
         :param our_stops: by server, the newest request id right before
             each stop that a run of ours sent
+        :param known: what resets with --cinder-only left to be done
         """
         self._cloud = cloud
         self._map = cloud_map
@@ -73,6 +76,14 @@ class Restart:
         self._say = say
         self._our_stops = our_stops
         self._clock = clock or ports.RealClock()
+        self._cleaner = cleaner.Cleaner(
+            cloud,
+            known or cleaner.Known(),
+            self._poll,
+            self._stop_again,
+            say,
+            self._clock,
+        )
         self._started: set[str] = set()
         self._runs: dict[str, bool | None] = {}
         self._histories: dict[str, plan.PowerHistory] = {}
@@ -171,13 +182,14 @@ class Restart:
         return now - since >= self._settings.settle
 
     def _decide(self, seen: facts.Observation) -> tuple[plan.Item, ...]:
-        pairs = facts.group(facts.pairs(seen), lambda p: p.server_id)
+        rest = self._cleaner.without(seen)
+        pairs = facts.group(facts.pairs(rest), lambda p: p.server_id)
         now = self._clock.monotonic()
         items = []
         for server_id in sorted(
             self._selected.server_ids, key=lambda s: (self._name(s), s)
         ):
-            server = seen.servers.get(server_id)
+            server = rest.servers.get(server_id)
             lost = self._lost(server_id, server)
             look = plan.Look(
                 settled=server is not None and self._settled(server, now),
@@ -194,6 +206,7 @@ class Restart:
                 self._in_map,
                 lost,
             )
+            item = self._cleaner.decide(item, seen)
             reason = self._not_ready.get(server_id)
             if reason and item.do not in (plan.Do.LEAVE, plan.Do.NOTHING):
                 item = dataclasses.replace(
@@ -364,17 +377,17 @@ class Restart:
         step: ports.Step | None = None,
     ) -> list[apply.Outcome]:
         """Start what the plan says, in lanes, each verified."""
-        acting = [i for i in items if i.do in (plan.Do.START, plan.Do.STOP)]
+        acting = [i for i in items if i.do in plan.ACTING]
         lanes = []
         for item in acting:
-            server = self.seen.servers[item.server_id]
+            server = self.seen.servers.get(item.server_id)
             untried = apply.Outcome(
                 item.server_id, '', apply.UNTRIED, _('not tried')
             )
             lanes.append(
                 apply.Lane(
                     key=item.server_id,
-                    host=server.host,
+                    host=server.host if server else None,
                     work=functools.partial(self._restart_lane, item, run),
                     untried=(untried,),
                 )
@@ -388,6 +401,9 @@ class Restart:
 
     def restart_one(self, item: plan.Item, run: journal.Run) -> apply.Outcome:
         """Start one server; never raises one of our errors."""
+        if self._cleaner.ended:
+            status, what = apply.UNTRIED, self._cleaner.ended
+            return apply.Outcome(item.server_id, '', status, what)
         try:
             status, what = self._power(item, run)
         except exceptions.NotFound:
@@ -408,10 +424,14 @@ class Restart:
 
     def _power(self, item: plan.Item, run: journal.Run) -> tuple[str, str]:
         """Stop if the plan says so, then start; checked before each."""
-        step = self._again(item)
+        cleaned = item.do is plan.Do.CLEAN
+        if cleaned:
+            done = self._cleaner.clean(item.server_id, self.seen, run)
+            if done:
+                return done
+        step = self._again(item, cleaned=cleaned)
         if step.do is plan.Do.STOP:
-            self._send('stop', step.server_id, run)
-            self._until_off(step.server_id)
+            self._stop_again(step.server_id, run)
             step = self._again(item, stopped=True)
         if step.do is plan.Do.NOTHING:
             return apply.DONE, step.reason
@@ -423,7 +443,13 @@ class Restart:
         self._send('start', step.server_id, run)
         return self._until_on(step.server_id)
 
-    def _again(self, item: plan.Item, stopped: bool = False) -> plan.Item:
+    def _stop_again(self, server_id: str, run: journal.Run) -> None:
+        self._send('stop', server_id, run)
+        self._until_off(server_id)
+
+    def _again(
+        self, item: plan.Item, stopped: bool = False, cleaned: bool = False
+    ) -> plan.Item:
         """Decide again on what is true now, right before acting.
 
         The question may have waited for its answer for an hour: a user may
@@ -442,10 +468,12 @@ class Restart:
         if not stopped:  # else that stop was ours
             self._histories.pop(server_id, None)
             history = self._history(server_id, server)
-        return plan.decide_restart(
+        seen = self._seen_now(server)
+        rest = self._cleaner.without(seen)
+        step = plan.decide_restart(
             self._map.server(server_id),
-            server,
-            self._pairs_now(server_id),
+            rest.servers[server_id],
+            [p for p in facts.pairs(rest) if p.server_id == server_id],
             history,
             plan.Look(
                 settled=True,
@@ -456,13 +484,15 @@ class Restart:
             self._in_map,
             stopped or self._lost(server_id, server),
         )
+        return step if cleaned else self._cleaner.decide(step, seen)
 
-    def _pairs_now(self, server_id: str) -> list[facts.Pair]:
-        """Give the server's pairs; read again if they are not fresh."""
+    def _seen_now(self, server: facts.Server) -> facts.Observation:
+        """Give what was seen, its records read again if not fresh."""
         seen = self.seen
         if self._clock.monotonic() - self._seen_at > FRESH:
-            seen = oneserver.read(self._cloud, seen, server_id)
-        return [p for p in facts.pairs(seen) if p.server_id == server_id]
+            seen = oneserver.read(self._cloud, seen, server.id)
+        servers = {**seen.servers, server.id: server}
+        return dataclasses.replace(seen, servers=servers)
 
     def _send(self, action: str, server_id: str, run: journal.Run) -> None:
         """Send one request; whether nova took it is read, never guessed."""

@@ -48,6 +48,11 @@ class Entry:
         """The server and the volume."""
         return self.server_id, self.volume_id
 
+    @property
+    def cinder_only(self) -> bool:
+        """Whether it is of `db reset --cinder-only`."""
+        return self.old.get('kind') == 'reset_cinder'
+
 
 def entries(path: pathlib.Path) -> list[Entry]:
     """Read what a run changed, oldest first.
@@ -162,6 +167,8 @@ class Undo:
         if not self._open(key):
             return plan.Do.NOTHING, _('put back already')
         server = self.seen.servers.get(key[0])
+        if all(e.cinder_only for e in self._open(key)):
+            return self._plan_cinder_only(server)
         if key[0] in moved:
             reason = _('the server moved on since: %s') % moved[key[0]]
             return plan.Do.FLAG, reason
@@ -169,6 +176,21 @@ class Undo:
             return plan.Do.FLAG, _('the server is not off')
         if any(_from_available(e) for e in self._open(key)):
             reason = _('repaired from available: never made so again')
+            return plan.Do.FLAG, reason
+        return plan.Do.UNDO, _('as the run left it')
+
+    def _plan_cinder_only(
+        self, server: facts.Server | None
+    ) -> tuple[plan.Do, str]:
+        """As a repair: it only makes a volume less free.
+
+        So whatever the server did since: if nova maps the volume by the same
+        attachment (asked under the locks), cinder shall say so again.
+        """
+        if server is None:
+            return plan.Do.FLAG, _('the server was deleted since')
+        if server.task_state is not None:
+            reason = _('the server is busy (%s)') % server.task_state
             return plan.Do.FLAG, reason
         return plan.Do.UNDO, _('as the run left it')
 

@@ -39,6 +39,7 @@ HOMES = {
 #: Pure: what they decide can be tested without a cloud.
 PURE = (
     'engine/facts.py',
+    'engine/kept.py',
     'engine/plan.py',
     'engine/rules.py',
     'engine/verdicts.py',
@@ -118,6 +119,21 @@ def docstrings(tree: ast.AST) -> set[int]:
     }
 
 
+def callers(method: str) -> set[str]:
+    """List the modules that call a method of this name."""
+    return {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob('*.py')
+        if 'tests' not in path.parts
+        and any(
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == method
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    }
+
+
 def violations(path: str, source: str) -> list[str]:
     """List what a module does that it may not, as 'path:line what'."""
     tree = ast.parse(source)
@@ -183,6 +199,12 @@ class TestBorders(unittest.TestCase):
                 path.read_text(encoding='utf-8'),
             )
         self.assertEqual([], bad)
+
+    def test_one_hard_reboot(self):
+        """It deletes what cinder lacks, roots as well (DESIGN 2)."""
+        self.assertEqual(
+            {'cloud/client.py', 'engine/cleaner.py'}, callers('hard_reboot')
+        )
 
 
 class TestChecker(unittest.TestCase):

@@ -229,6 +229,39 @@ class TestResetDatabase(unittest.TestCase):
         )
         self.assertEqual([(['n'], ['c'], 'd')], self.opened)
 
+    def test_cinder_only_opens_nothing_of_novas(self):
+        opened = []
+        cloud = fakes.Cloud(self.databases.seen)
+        for server_id in 's1', 's2':
+            cloud.log(server_id, 'stop', user=None)
+
+        def connect_cinder(*args):
+            opened.append(args)
+            return contextlib.nullcontext(fakes.CinderDatabase(cloud))
+
+        with (
+            mock.patch('osc_drp.cloud.client.connect', lambda app: cloud),
+            mock.patch('osc_drp.db.client.connect_cinder', connect_cinder),
+        ):
+            options = ('--cinder-only', '--cinder-config-file=c')
+            code, rows = self.reset('--dry-run', *options)
+            self.assertEqual({'would reset'}, {r['Result'] for r in rows})
+            asked = []
+            self.reset(*options, question=lambda *a: asked.append(a))
+            code, rows = self.reset('--auto-approve', *options)
+        self.assertEqual((0, {'ok'}), (code, {r['Result'] for r in rows}))
+        self.assertEqual([(['c'], None)] * 3, opened)
+        self.assertEqual([], self.opened)
+        self.assertIn("cinder's record only", asked[0][0])
+        self.assertEqual(
+            {'reserved'}, {v.status for v in cloud.seen.volumes.values()}
+        )
+        self.assertIn('servers restart', self.err.getvalue())
+
+    def test_cinder_only_needs_nova_compute(self):
+        with self.assertRaises(exceptions.Usage):
+            self.reset('--cinder-only', '--host-is-dead=c1', '--dry-run')
+
     def test_selection(self):
         code, rows = self.reset('--auto-approve', '--server=name-s2')
         self.assertEqual(0, code)

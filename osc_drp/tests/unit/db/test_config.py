@@ -129,6 +129,24 @@ class TestLoad(testtools.TestCase):
             ),
         )
 
+    def test_cinder_only(self) -> None:
+        drp = self.file(
+            'osc-drp.conf',
+            """
+            [database]
+            user = drp
+            password_file = password
+            """,
+        )
+        self.file('password', 'S3CRET')
+        urls = config.load_cinder([self.cinder], drp)
+        self.assertEqual('mysql+pymysql://drp:S3CRET@db1/cinder', urls.cinder)
+        self.assertEqual((None, 'Urls()'), (urls.nova_api, repr(urls)))
+        error = self.assertRaises(
+            exceptions.ConfigError, config.load_cinder, [self.nova + '-no']
+        )
+        self.assertIn('nova.conf-no', str(error))
+
     def test_nothing_shows(self) -> None:
         self.assertEqual('Urls()', repr(self.load()))
 

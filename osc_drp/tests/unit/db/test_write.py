@@ -26,6 +26,7 @@ import sqlalchemy as sa
 import testtools
 
 from osc_drp import exceptions
+from osc_drp.db import config
 from osc_drp.db import engines
 from osc_drp.db import read
 from osc_drp.db import tables
@@ -233,6 +234,99 @@ class Writes:
         server_id, volume_id, *_ = self.attached()
         self.reset(server_id, volume_id, free=False)
         self.assertEqual(('reserved', 'detached'), self.volume(volume_id))
+
+    # cinder's database only
+
+    def cinder_only(self) -> engines.Databases:
+        cinder = config.Urls(cinder=self.cloud.urls.cinder, nova_api=None)
+        dbs = engines.open_databases(cinder)
+        self.addCleanup(dbs.close)
+        return dbs
+
+    def test_cinders_record_only(self) -> None:
+        server_id, volume_id, mapping_id, row_id = self.attached()
+        nova = self.mapping(mapping_id)
+        before, pair = self.cloud.dump(), self.pair(server_id, volume_id)
+        dbs, seen = self.cinder_only(), []
+        write.check_grants(dbs)
+        dbs.check_schema()
+        write.reset_cinder(dbs, pair, seen.append, self.record)
+        self.assertEqual(('reserved', 'detached'), self.volume(volume_id))
+        self.assertEqual(nova, self.mapping(mapping_id))
+        self.assertTrue(self.row(row_id)['deleted'])
+        # what is judged under the lock is cinder's side
+        ((locked,),) = [o.rows for o in seen]
+        self.assertEqual(row_id, locked.id)
+        self.assertEqual(({}, ()), (seen[0].servers, seen[0].mappings))
+        # once it is done it is not done again, by whatever plan
+        self.assertRaises(
+            exceptions.Changed,
+            *(write.reset_cinder, dbs, pair, agree, self.record),
+        )
+        # the deleted row shows for a volume that nova maps by its API
+        self.assertEqual((), read.observe_cinder(dbs, []).rows)
+        (old,) = read.observe_cinder(dbs, [volume_id]).rows
+        self.assertTrue(old.deleted)
+        write.undo(dbs, self.olds[0], agree, self.record)
+        self.assertEqual(before, self.cloud.dump())
+
+    def test_cinders_record_of_a_volume_of_two(self) -> None:
+        volume_id = self.cloud.volume(multiattach=True)
+        servers = [self.cloud.server(f's{n}') for n in range(2)]
+        for server_id in servers:
+            self.cloud.attach(server_id, volume_id)
+        before, dbs = self.cloud.dump(), self.cinder_only()
+        pairs = [self.pair(s, volume_id) for s in servers]
+        for pair, status in zip(pairs, ('in-use', 'reserved'), strict=True):
+            write.reset_cinder(dbs, pair, agree, self.record)
+            self.assertEqual(status, self.volume(volume_id)[0])
+        for old in reversed(self.olds[:]):
+            write.undo(dbs, old, agree, self.record)
+        self.assertEqual(before, self.cloud.dump())
+
+    def test_cinders_record_in_another_state(self) -> None:
+        server_id, volume_id, *_ = self.attached()
+        pair = self.pair(server_id, volume_id)
+        other = dataclasses.replace(pair, rows=())
+        self.cloud.row(volume_id, server_id, attach_status='attaching')
+        before = self.cloud.dump()
+        for expected in (pair, other):
+            self.assertRaises(
+                exceptions.Changed,
+                *(write.reset_cinder, self.cinder_only(), expected),
+                *(agree, self.record),
+            )
+        self.assertUntouched(before)
+        for status in ('available', 'reserved', 'error', 'detaching'):
+            self.cloud.set('cinder', VOLUMES, volume_id, status=status)
+            pair = self.pair(server_id, volume_id)
+            self.assertRaises(
+                exceptions.Changed,
+                *(write.reset_cinder, self.cinder_only(), pair),
+                *(agree, self.record),
+            )
+        self.assertEqual([], self.olds)
+
+    def test_without_nova_nothing_becomes_available(self) -> None:
+        server_id, volume_id, *_ = self.attached()
+        pair = self.pair(server_id, volume_id)
+        dbs = self.cinder_only()
+        write.reset_cinder(dbs, pair, agree, self.record)
+        before = self.cloud.dump()
+        (old,) = self.olds
+        for change in old['changes']:
+            if change['table'] == 'volumes':
+                change['old']['status'] = 'available'
+        self.assertRaises(
+            exceptions.Changed,
+            *(write.undo, dbs, old, agree, self.record),
+        )
+        alone = dataclasses.replace(pair, rows=(), server=None)
+        self.assertRaises(
+            exceptions.Changed,
+            *(write.release, dbs, alone, (), agree, self.record),
+        )
+        self.assertUntouched(before)
 
     def test_access_mode_goes_with_the_last_row(self) -> None:
         server_id, volume_id, *_ = self.attached()

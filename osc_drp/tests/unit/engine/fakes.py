@@ -61,6 +61,7 @@ class Cloud:
 
     user_id = ME
     keeps_lock_reasons = True
+    reboot_cleans = True
 
     def __init__(self, seen, clock=None):
         self.clock = clock or Clock()
@@ -140,11 +141,32 @@ class Cloud:
 
     def mappings_of(self, server_id):
         self._effect('mappings_of', server_id)
+        if server_id not in self.seen.servers:
+            raise exceptions.NotFound(f'no server {server_id}')
         return tuple(m for m in self.seen.mappings if m.server_id == server_id)
 
     def rows_of(self, server_id):
         self._effect('rows_of', server_id)
-        return tuple(r for r in self.seen.rows if r.server_id == server_id)
+        return tuple(
+            r
+            for r in self.seen.rows
+            if r.server_id == server_id and not r.deleted
+        )
+
+    def rows_of_volume(self, volume_id):
+        self._effect('rows_of_volume', volume_id)
+        return tuple(
+            r
+            for r in self.seen.rows
+            if r.volume_id == volume_id and not r.deleted
+        )
+
+    def attachment_exists(self, attachment_id):
+        self.reads['attachment'] += 1
+        self._effect('attachment_exists', attachment_id)
+        return any(
+            r.id == attachment_id and not r.deleted for r in self.seen.rows
+        )
 
     def volume(self, volume_id):
         if volume_id not in self.seen.volumes:
@@ -183,6 +205,18 @@ class Cloud:
             if not self._effect('unlock', server_id):
                 self.change(server_id, locked=False, locked_reason=None)
 
+    def hard_reboot(self, server_id):
+        with self._lock:
+            self.sent.append(('reboot', server_id))
+            if not self._effect('reboot', server_id):
+                self.do_reboot(server_id)
+
+    def make_available(self, volume_id):
+        with self._lock:
+            self.sent.append(('make_available', volume_id))
+            if not self._effect('make_available', volume_id):
+                self.set_volume(volume_id, status='available')
+
     def attach(self, wanted):
         with self._lock:
             self.sent.append(('attach', wanted.server_id, wanted.volume_id))
@@ -205,6 +239,32 @@ class Cloud:
                 vm_state='error' if fault else 'active',
                 power_state=facts.NOSTATE if fault else facts.RUNNING,
             )
+
+        self.clock.later(6, end)
+
+    def do_reboot(self, server_id, forgets=True, starts=True, user=ME):
+        """Reboot hard: nova deletes every mapping that dangles."""
+        self._want(server_id, 'reboot', 'active', 'stopped', 'error')
+        self.log(server_id, 'reboot', user)
+        self.change(server_id, task_state='rebooting_hard')
+
+        def end():
+            live = {r.id for r in self.seen.rows if not r.deleted}
+            if forgets:
+                self.set(
+                    mappings=tuple(
+                        m
+                        for m in self.seen.mappings
+                        if m.server_id != server_id or m.attachment_id in live
+                    )
+                )
+                has = {m.volume_id for m in self.mappings_of(server_id)}
+                self.change(server_id, volumes_attached=frozenset(has))
+            self.change(server_id, task_state=None)
+            if starts:
+                self.change(
+                    server_id, vm_state='active', power_state=facts.RUNNING
+                )
 
         self.clock.later(6, end)
 
@@ -307,6 +367,70 @@ class Guests:
             del self.closed[server_id]
 
         self.clock.later(10, up)
+
+
+class CinderDatabase:
+    """ports.CinderDatabase: the database below a Cloud's cinder."""
+
+    def __init__(self, cloud):
+        self.cloud = cloud
+        self.mapped = None
+        #: Called between what was read under the lock and the commit.
+        self.before_commit = lambda: None
+
+    def check_grants(self, locks=True):
+        self.locks = locks
+
+    def observe_cinder(self, mapped):
+        self.mapped = mapped
+        return self._side()
+
+    def _side(self):
+        seen = self.cloud.seen
+        return build.seen(volumes=seen.volumes.values(), rows=seen.rows)
+
+    def reset_cinder(self, pair, confirm, record):
+        confirm(self._side())
+        key = (pair.server_id, pair.volume_id)
+        ids = [r.id for r in pair.rows]
+        record(
+            old={
+                'kind': 'reset_cinder',
+                'server_id': key[0],
+                'volume_id': key[1],
+                'changes': [
+                    {'table': 'volume_attachment', 'id': i} for i in ids
+                ],
+            }
+        )
+        self.before_commit()
+        rows = tuple(
+            build.gone(r) if r.id in ids else r for r in self.cloud.seen.rows
+        )
+        left = [r for r in rows if r.volume_id == key[1] and not r.deleted]
+        self.cloud.set(rows=rows)
+        self.cloud.set_volume(
+            key[1],
+            status='in-use' if left else 'reserved',
+            attach_status='attached' if left else 'detached',
+        )
+
+    def undo(self, old, confirm, record):
+        confirm(self._side())
+        record(old={**old, 'kind': 'undo'})
+        ids = {c['id'] for c in old['changes']}
+        back = {'deleted': False, 'deleted_at': None}
+        self.cloud.set(
+            rows=tuple(
+                dataclasses.replace(r, attach_status='attached', **back)
+                if r.id in ids
+                else r
+                for r in self.cloud.seen.rows
+            )
+        )
+        self.cloud.set_volume(
+            old['volume_id'], status='in-use', attach_status='attached'
+        )
 
 
 class Databases:
