@@ -79,11 +79,19 @@ def login_error(
             )
             % words
         )
-    if isinstance(exc, (*CONNECTION, ksa_exceptions.DiscoveryFailure)):
+    if passes(exc) or isinstance(exc, ksa_exceptions.DiscoveryFailure):
         return exceptions.ApiError(
             _(
                 "cloud '%(cloud)s': keystone does not answer at %(url)s "
                 '(%(reason)s): check that it and its database are up'
+            )
+            % words
+        )
+    if isinstance(exc, ksa_exceptions.ClientException):
+        return exceptions.ApiError(
+            _(
+                "cloud '%(cloud)s': keystone at %(url)s gives no token: "
+                '%(reason)s'
             )
             % words
         )

@@ -441,7 +441,13 @@ class Restart:
             return apply.OPEN, step.reason
         self._started.add(step.server_id)
         self._send('start', step.server_id, run)
-        return self._until_on(step.server_id)
+        try:
+            return self._until_on(step.server_id)
+        except exceptions.NotFound:
+            raise
+        except exceptions.DrpError as error:
+            # it may well run by now: only that nobody could see it
+            return apply.FAILED, _('the start was sent, but: %s') % error
 
     def _stop_again(self, server_id: str, run: journal.Run) -> None:
         self._send('stop', server_id, run)
@@ -503,17 +509,24 @@ class Restart:
         try:
             send(server_id)
         except (exceptions.Conflict, exceptions.Unanswered) as error:
-            self._check_taken(action, server_id, newest, error)
+            try:
+                taken = self._taken(action, server_id, newest, error)
+            except exceptions.NotFound:
+                raise
+            except exceptions.ApiError as unseen:
+                raise error from unseen
+            if not taken:
+                raise
         run.write('sent', action=action, server=server_id)
 
-    def _check_taken(
+    def _taken(
         self,
         action: str,
         server_id: str,
         newest: str | None,
         error: exceptions.DrpError,
-    ) -> None:
-        """Raise the error unless nova is at it, or done, all the same."""
+    ) -> bool:
+        """Whether nova is at it, or done, all the same."""
         server = self._cloud.server(server_id)
         on_its_way = (
             server.task_state == 'powering-on' or server.vm_state == 'active'
@@ -522,7 +535,7 @@ class Restart:
             or server.vm_state == 'stopped'
         )
         if on_its_way:
-            return
+            return True
         if isinstance(error, exceptions.Unanswered):
             for entry in self._cloud.actions(server_id):
                 if entry.request_id == newest:
@@ -531,8 +544,8 @@ class Restart:
                     action,
                     self._cloud.user_id,
                 ):
-                    return
-        raise error
+                    return True
+        return False
 
     def _until_off(self, server_id: str) -> None:
         server = self._poll(

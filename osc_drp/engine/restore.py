@@ -309,8 +309,12 @@ class Restore:
         )
         try:
             device = self._cloud.attach(wanted)
-        except (exceptions.Conflict, exceptions.Unanswered):
-            if not self._present(wanted):
+        except (exceptions.Conflict, exceptions.Unanswered) as error:
+            try:
+                present = self._present(wanted)
+            except exceptions.ApiError as unseen:
+                raise error from unseen
+            if not present:
                 raise
             device = None
         run.write(

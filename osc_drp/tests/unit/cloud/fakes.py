@@ -429,6 +429,8 @@ class Server:
         self.catalog = ['compute', 'volumev3', 'network']
         self.password = 'right'
         self.keystone_up = True
+        #: (status, body) of the next answers to a login.
+        self.keystone_says = []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -492,6 +494,9 @@ class Server:
         if service == 'identity':
             if not self.keystone_up:
                 handler.close_connection = True
+                return
+            if body and self.keystone_says:
+                handler.say(*self.keystone_says.pop(0))
                 return
             self._keystone(handler, path, body)
             return

@@ -147,6 +147,19 @@ class TestConnect(Case):
         ):
             session.connect(application('http://127.0.0.1:1/v3'))
 
+    def test_keystone_ill(self):
+        """It says so, or something between us and it answers instead."""
+        sick = self.server.keystone_says
+        for status, body, words in (
+            (503, b'<html>', r'does not answer at http:.*503'),
+            (200, b'<html>', r'at http://.*/v3 gives no token: '),
+        ):
+            sick[:] = [(status, body)] * 3
+            with self.assertRaisesRegex(
+                exceptions.ApiError, f"^cloud 'blue': keystone {words}"
+            ):
+                self.connect()
+
     def test_incomplete_settings(self):
         app = application(f'{self.server.url}/identity/v3')
         app.client_manager.setup_auth = mock.Mock(

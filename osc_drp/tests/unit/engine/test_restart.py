@@ -418,7 +418,10 @@ class TestCarryOut(TestCase):
         )
         outcome = self.outcome()
         self.assertEqual('failed', outcome.status)
-        self.assertIn('did not start it within 600 s', outcome.what)
+        self.assertEqual(
+            'the start was sent, but: nova did not start it within 600 s',
+            outcome.what,
+        )
         self.assertLess(self.clock.slept, 700)
 
     def test_stop_that_fails_is_not_followed_by_a_start(self):
@@ -443,6 +446,34 @@ class TestDoubt(TestCase):
         outcome = self.doubt(UNANSWERED, self.cloud.do_start)
         self.assertEqual('done', outcome.status)
         self.assertEqual([('start', 's1')], self.cloud.sent)
+
+    def test_unanswered_and_nobody_to_ask(self):
+        """The first doubt is told, not the second: it may be done."""
+
+        def blind(server_id):
+            def no_answer(_server_id):
+                raise exceptions.ApiError('nova does not answer')
+
+            self.cloud.server = no_answer
+
+        outcome = self.doubt(UNANSWERED, blind)
+        self.assertEqual(
+            ('failed', 'no answer'), (outcome.status, outcome.what)
+        )
+
+    def test_sent_and_nobody_to_ask(self):
+        def blind(server_id):
+            def no_answer(_server_id):
+                raise exceptions.ApiError('nova does not answer')
+
+            self.cloud.server = no_answer
+
+        self.cloud.next('start', blind)
+        outcome = self.outcome()
+        self.assertEqual(
+            ('failed', 'the start was sent, but: nova does not answer'),
+            (outcome.status, outcome.what),
+        )
 
     def test_unanswered_taken_and_over(self):
         def fail_quickly(server_id):

@@ -211,6 +211,18 @@ class TestRestore(unittest.TestCase):
         found = self.restore()
         self.assertIn('it is in nova only', found['v3'].what)
 
+    def test_unanswered_and_nobody_to_ask(self):
+        """The first doubt is told, not the second: it may be done."""
+
+        def blind(wanted):
+            def no_answer(_server_id):
+                raise exceptions.ApiError('cinder does not answer')
+
+            self.cloud.rows_of = no_answer
+
+        self.cloud.next('attach', fakes.then_raise(UNANSWERED, blind))
+        self.assertEqual('no answer', self.restore()['v3'].what)
+
     def test_unanswered_and_not_taken_is_never_sent_again(self):
         self.cloud.next('attach', fakes.then_raise(UNANSWERED))
         found = self.restore()
