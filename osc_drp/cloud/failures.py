@@ -42,6 +42,10 @@ class Passing(Exception):
         self.pause = pause
 
 
+class Expired(Exception):
+    """The service does not take the token: nothing was done."""
+
+
 #: keystoneauth's and the SDK's errors share no base; OSError is a missing CA
 #: file, and the base of what requests raises.
 FAILURES = (
@@ -166,7 +170,7 @@ def bad_answer(
             % words
         )
     if status == 401:
-        return exceptions.ApiError(
+        return Expired(
             _(
                 "cloud '%(cloud)s': user is not an administrator, or "
                 '%(service)s cannot ask keystone: it does not take our '

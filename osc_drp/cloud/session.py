@@ -224,20 +224,27 @@ class Api:
         :raises exceptions.ApiError: everything else.
         """
         url = f'{self._endpoint(service)[0]}/{path.lstrip("/")}'
-        # Apart, lest keystone's silence look like the POST's.
+        left = retries if method == 'GET' else 0
+
+        quiet = quiet or bool(_SECRET.match(path.lstrip('/')))
+
+        def ask() -> Answer:
+            return self._once(
+                service, method, url, quiet, microversion, json, params
+            )
+
+        # Apart, lest keystone's silence look like the service's.
         self._patiently(self._login, RETRIES)
-        return self._patiently(
-            lambda: self._once(
-                service,
-                method,
-                url,
-                quiet or bool(_SECRET.match(path.lstrip('/'))),
-                microversion,
-                json,
-                params,
-            ),
-            retries if method == 'GET' else 0,
-        )
+        try:
+            return self._patiently(ask, left)
+        except failures.Expired as exc:
+            LOG.debug('%s; getting another token', exc)
+            self._session.invalidate()
+        self._patiently(self._login, RETRIES)
+        try:
+            return self._patiently(ask, left)
+        except failures.Expired as exc:
+            raise exceptions.ApiError(str(exc)) from exc
 
     def _patiently(
         self, ask: collections.abc.Callable[[], _Told], left: int
@@ -279,6 +286,7 @@ class Api:
                 microversion_service_type=service,
                 headers={'Accept': 'application/json'},
                 raise_exc=False,
+                allow_reauth=False,
                 connect_retries=0,
                 status_code_retries=0,
                 log=not quiet,

@@ -398,6 +398,16 @@ class TestErrors(Case):
             self.post()
         self.assertEqual(1, len(self.server.sent('POST', 'action')))
 
+    def test_keystone_away_when_the_token_is_refused(self):
+        """It is keystone that is waited for, and the POST leaves again."""
+        self.get()
+        self.server.requests.clear()
+        self.server.keystone_says = [(503, {})]
+        self.server.tricks = [say(401)]
+        self.post()
+        self.assertEqual([1.0], self.sleeps)
+        self.assertEqual(2, len(self.server.sent('POST', 'action')))
+
     def test_keystone_away(self):
         self.expired()
         self.refused(exceptions.ApiError, 'keystone', self.post)
