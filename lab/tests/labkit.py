@@ -84,6 +84,12 @@ def openstack(*args: str, check: bool = True, env: ty.Mapping[str, str] | None =
     return _run([f'{LAB_HOME}/client/bin/openstack', *args], check, client_env(cloud, **(env or {})), stdin, timeout)
 
 
+def client(program: str, *args: str, env: ty.Mapping[str, str] | None = None, timeout: float = 300) -> Result:
+    """Run a program of lab/tests with the operator's python: killed.py, impatient.py. It may fail."""
+    return _run([f'{LAB_HOME}/client/bin/python', str(LAB / 'tests' / program), *args], False, client_env(**(env or {})),
+                timeout=timeout)
+
+
 def drp(*args: str, **kw: ty.Any) -> Result:
     """Run `openstack drp ...`."""
     return openstack('drp', *args, **kw)

@@ -1,6 +1,5 @@
 """Killed (SIGKILL) at every named point and run again: the same end, nothing twice, no violation."""
 import json
-import subprocess
 
 import labkit
 import pytest
@@ -13,12 +12,7 @@ TABLES = ('cinder.volumes', 'cinder.volume_attachment', 'cinder.volume_admin_met
 
 def killed_at(point, *args):
     """Run `openstack drp ...` that dies at the point; the process's exit status."""
-    p = subprocess.run(
-        [f'{labkit.LAB_HOME}/client/bin/python', str(labkit.LAB / 'tests/killed.py'), point, 'drp', *args],
-        env=labkit.client_env(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
-    with open(labkit.OUT / 'killed.txt', 'a') as f:
-        f.write(f'$ {point} {args}\n# {p.returncode}\n{p.stdout}{p.stderr}\n')
-    return p.returncode
+    return labkit.client('killed.py', point, 'drp', *args).rc
 
 
 def points(tmp_path, *args):

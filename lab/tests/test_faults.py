@@ -1,0 +1,322 @@
+"""APIs that fail (faultproxy.py) and services that are down.
+
+Always the same four questions: did it end in time, is what the table says true, did the next run finish the work, and did nova
+hear of nothing twice.
+"""
+import json
+import time
+
+import faultproxy
+import labkit
+import pytest
+from faultproxy import (Rule, after, cut, empty, error, garbage, html, passing, reset_after, reset_before, short, slow, timeout_after,
+                        timeout_before)
+from procedure import APPROVED, RAN, RESET, RESTART, RESTORE, all_off, recovered, results, rows, starts
+import procedure
+
+#: Seconds that the client waits for an answer (impatient.py).
+PATIENCE = 8
+
+
+@pytest.fixture(scope='module')
+def proxy(cloud):
+    """Keystone, nova and cinder, ready to fail."""
+    with faultproxy.Proxy() as started:
+        yield started
+
+
+class Told:
+    """What a run of the client through the proxy said, and how long it took."""
+
+    def __init__(self, proxy, *args, timeout=120):
+        began = time.monotonic()
+        result = labkit.client('impatient.py', str(PATIENCE), 'drp', *args, *(() if 'save' in args else ('-f', 'json')),
+                               env=proxy.env, timeout=timeout)
+        self.seconds = time.monotonic() - began
+        self.rc, self.out, self.err = result.rc, result.out, result.err
+        assert 'Traceback' not in self.err, self.err
+
+    @property
+    def rows(self):
+        """The table."""
+        return json.loads(self.out)
+
+    @property
+    def results(self):
+        """{server: result}."""
+        return {r['Server']: r['Result'] for r in self.rows}
+
+    @property
+    def row(self):
+        """The only row."""
+        [row] = self.rows
+        return row
+
+
+# ---- reading
+
+
+def everything(path):
+    """A map without its head (time and checksum)."""
+    found = json.loads(path.read_text())
+    return found['servers'], found['attachments']
+
+
+@pytest.fixture(scope='module')
+def undisturbed(the_map, tmp_path_factory):
+    """The map that a save without faults gives."""
+    labkit.restore_snapshot('seeded')
+    path = tmp_path_factory.mktemp('undisturbed') / 'map'
+    labkit.drp('attachments', 'save', str(path))
+    return everything(path)
+
+
+@pytest.mark.parametrize('rule, words', [
+    # passes: read again, and the map is whole
+    (Rule(error(500), 'nova', 'GET', 'servers/detail'), ''),
+    (Rule(error(503, Retry_After='1'), 'cinder', 'GET', 'volumes/detail', times=2), ''),
+    (Rule(error(429, Retry_After='1'), 'nova', 'GET', 'os-volume_attachments', times=3), ''),
+    (Rule(html(502), 'cinder', 'GET', '/attachments'), ''),
+    (Rule(html(504), 'nova', 'GET', 'os-services', nth=2), ''),
+    (Rule(reset_before, 'nova', 'GET', 'os-volume_attachments', nth=3), ''),
+    (Rule(cut, 'cinder', 'GET', 'volumes/detail'), ''),
+    (Rule(timeout_before, 'nova', 'GET', 'servers/detail'), ''),
+    (Rule(error(401), 'cinder', 'GET', '/attachments'), ''),                    # the token expired: a new one
+    (Rule(slow(1), 'keystone', times=None), ''),
+    # a page that lacks its end and its link: the next page has it
+    (Rule(short('servers'), 'nova', 'GET', 'servers/detail'), ''),
+    (Rule(short('volumes'), 'cinder', 'GET', 'volumes/detail'), ''),
+    (Rule(short('attachments'), 'cinder', 'GET', '/attachments'), ''),
+    (Rule(short('volumeAttachments'), 'nova', 'GET', 'os-volume_attachments', nth=2), ''),
+    # and a listing that lacks it for good is not believed
+    (Rule(short('servers'), 'nova', 'GET', 'servers/detail', times=None), "nova's listing lacks server"),
+    (Rule(short('volumes'), 'cinder', 'GET', 'volumes/detail', times=None), "cinder's listing lacks volume"),
+    # does not pass: one sentence, and no file
+    (Rule(error(500), 'nova', 'GET', 'servers/detail', times=None), 'compute answers 500 to GET'),
+    (Rule(error(503, Retry_After='1'), 'cinder', 'GET', '', times=None), 'block-storage'),
+    (Rule(timeout_before, 'cinder', 'GET', 'volumes/detail', times=None), 'timed out'),
+    (Rule(error(401), 'nova', 'GET', 'servers', times=None), '401'),
+    (Rule(error(403), 'nova', 'GET', 'os-services', times=None), 'not an administrator'),
+    (Rule(garbage, 'nova', 'GET', 'servers/detail'), 'no JSON object'),
+    (Rule(html(200), 'cinder', 'GET', 'volumes/detail'), 'no JSON object'),
+    (Rule(empty, 'cinder', 'GET', '/attachments'), 'right end point'),
+    (Rule(timeout_before, 'keystone', times=None), 'keystone'),
+    (Rule(error(503), 'keystone', 'POST', times=None), 'keystone'),
+    (Rule(html(200), 'keystone', 'POST', times=None), 'keystone'),
+    (Rule(reset_before, 'nova', times=None), 'compute'),
+], ids=lambda x: f'{x.service}-{getattr(x.fault, "__qualname__", "").split(".")[0]}-{x.times}' if isinstance(x, Rule) else '')
+def test_saving_the_map(undisturbed, proxy, tmp_path, rule, words):
+    """The whole map or none."""
+    path = tmp_path / 'map'
+    with proxy.failing(rule):
+        told = Told(proxy, 'attachments', 'save', str(path))
+    assert rule.struck
+    if not words:
+        assert told.rc == 0, told.err
+        assert everything(path) == undisturbed
+    else:
+        assert told.rc == 1 and words in told.err and len(told.err.splitlines()) == 1, told.err
+        assert list(tmp_path.iterdir()) == []
+
+
+# ---- starting
+
+
+#: Faults of a request that changes something: (fault, whether the service does it).
+POSTS = {
+    '500': (error(500), False),
+    '500 after the effect': (error(500, after=True), True),
+    '503': (error(503, Retry_After='1'), False),
+    '409': (error(409, 'Cannot do it while it is in task_state migrating'), False),
+    '502 page': (html(502), False),
+    '504 page after the effect': (html(504, after=True), True),
+    'time-out': (timeout_before, False),
+    'time-out after the effect': (timeout_after, True),
+    'reset': (reset_before, False),
+    'reset after the effect': (reset_after, True),
+    'cut after the effect': (cut, True),
+    'garbage after the effect': (garbage, True),
+    'token expired': (error(401), True),                        # a new one is got, and the request sent again
+}
+
+
+def test_start(the_map, lost, proxy):
+    """Whatever becomes of the request: it is told as it is, and nova starts each server once."""
+    all_off()
+    cases = list(POSTS.items())
+    while cases:
+        now, cases = cases[:len(RAN)], cases[len(RAN):]
+        servers = dict(zip(RAN, now))
+        since = procedure.now()
+        for server, (name, (fault, done)) in servers.items():
+            rule = Rule(fault, 'nova', 'POST', f'{labkit.server_id(server)}/action')
+            with proxy.failing(rule):
+                told = Told(proxy, *RESTART, *APPROVED, '--server', server)
+            state = labkit.servers()[server]
+            assert rule.struck and told.seconds < 90, name
+            assert (told.rc, told.row['Result'], state['status']) == (
+                (0, 'done', 'ACTIVE') if done else (3, 'failed', 'SHUTOFF')), (name, told.row, state)
+            assert starts(server, since) == (['start'] if done else []), name
+        # the next run does what is left, and only that
+        result = rows(*RESTART, *APPROVED, '--settle', '5', *[f'--server={s}' for s in servers])
+        assert {r['Server']: r['Result'] for r in result} == {s: 'ok' if done else 'done' for s, (_n, (_f, done)) in servers.items()}
+        assert {s: starts(s, since) for s in servers} == {s: ['start'] for s in servers}
+        if cases:
+            labkit.guest_off(*servers)
+            all_off(servers)
+
+
+def test_while_it_starts(the_map, lost, proxy):
+    """What is read between the request and the report: passing troubles are outlasted, others are told."""
+    all_off()
+    since = procedure.now()
+
+    def run(server, *rules):
+        path = f'servers/{labkit.server_id(server)}'
+        sent = Rule(passing, 'nova', 'POST', f'{path}/action')
+        for rule in rules:
+            rule.path, rule.then = rule.path or f'{path}$', sent
+        with proxy.failing(*rules, sent):
+            told = Told(proxy, *RESTART, *APPROVED, '--server', server)
+        assert all(rule.struck for rule in rules)
+        return told
+
+    told = run('web1', Rule(error(500), 'nova', 'GET', times=2), Rule(error(503), 'keystone', 'POST', path='tokens'),
+               Rule(error(401), 'nova', 'GET', nth=3))
+    assert (told.rc, told.row['Result']) == (0, 'done'), told.rows
+
+    told = run('app1', Rule(error(500), 'nova', 'GET', times=None))
+    assert (told.rc, told.row['Result']) == (3, 'failed')
+    assert 'the start was sent' in told.row['Reason'] and 'answers 500' in told.row['Reason']       # for it runs
+
+    # all else: nova refuses every start, so only the first is tried
+    others = [s for s in RAN if s not in ('web1', 'app1')]
+    with proxy.failing(Rule(error(500), 'nova', 'POST', times=None)) as seen:
+        told = Told(proxy, *RESTART, *APPROVED, '--settle', '5')
+    assert told.rc == 3 and 'the first one failed' in told.err
+    assert len([r for r in seen if r[0] == 'nova' and r[1] == 'POST']) == 1
+    assert {s: told.results[s] for s in others} == {s: 'failed' if s == others[0] else 'untried' for s in others}
+    assert {s: labkit.servers()[s]['status'] for s in others} == dict.fromkeys(others, 'SHUTOFF')
+
+    assert set(results(*RESTART, *APPROVED, '--settle', '5').values()) == {'ok', 'done', 'left'}
+    assert {s: starts(s, since) for s in RAN} == {s: ['start'] for s in RAN}
+    recovered(the_map, labkit.attachments())
+
+
+# ---- attaching
+
+
+def twice():
+    """Pairs that cinder has more than one live row of."""
+    return labkit.db('SELECT volume_id, instance_uuid FROM cinder.volume_attachment WHERE deleted = 0'
+                     ' GROUP BY volume_id, instance_uuid HAVING COUNT(*) > 1')
+
+
+def test_attach(the_map, lost, proxy):
+    """The same for the attach of a volume; what failed is the last of its server, lest another take its name."""
+    all_off()
+    rows(*RESET, *APPROVED)
+    rows(*RESTART, *APPROVED)
+    first = [('db1', 'db1-data'), ('db1', 'db1-log'), ('app1', 'app1-data'), ('far1', 'far1-data'), ('cl1', 'cluster-shared'),
+             ('web1', 'web1-data')]
+    last = [('bfv1', 'bfv1-data'), ('far2', 'far2-data'), ('db1', 'db1-backup'), ('app1', 'app1-scratch'), ('far1', 'far1-log'),
+            ('cl2', 'cluster-shared')]
+    cases = {name: case for name, case in POSTS.items() if name != 'token expired'}
+    done = [c for c in cases.items() if c[1][1]]
+    failed = [c for c in cases.items() if not c[1][1]]
+    for (server, volume), (name, (fault, effect)) in [*zip(first, done, strict=True), *zip(last, failed, strict=True)]:
+        rule = Rule(fault, 'nova', 'POST', 'os-volume_attachments')
+        with proxy.failing(rule):
+            told = Told(proxy, *RESTORE, *APPROVED, '--server', server, '--volume', volume)
+        assert rule.struck and told.seconds < 90, name
+        assert (told.rc, told.row['Result']) == ((0, 'done') if effect else (3, 'failed')), (name, told.row)
+        records = labkit.attachments()
+        assert ((server, volume) in records.nova, (server, volume) in records.cinder) == (effect, effect), name
+    told = results(*RESTORE, *APPROVED)
+    volume_ids = {v: labkit.volume_id(v) for _s, v in last}
+    assert {key for key, result in told.items() if result == 'done'} == {(s, volume_ids[v]) for s, v in last}
+    recovered(the_map, labkit.attachments())
+    assert twice() == []
+
+
+# ---- services that are down
+
+
+ON_CELL2 = ('cl2', 'far1', 'far2', 'idle1')
+ON_CELL1 = tuple(s for s in RAN if s not in ON_CELL2)
+
+
+def test_hosts_down(the_map, proxy):
+    """A nova-compute and the cinder-volume that are not up: waited for, named; a nova-compute that dies in the middle."""
+    labkit.restore_snapshot('lost', without=('nova-compute2', 'cinder-volume'))
+    since = procedure.now()
+    all_off(ON_CELL1)
+    with proxy.failing() as seen:
+        told = Told(proxy, *RESTART, *APPROVED, '--wait', '15')
+    assert told.rc == 4 and 'waiting for cinder-volume on ' in told.err, told.err
+    assert 'nova-compute on compute2' in told.err.splitlines()[-1] and 'cinder-volume on ' in told.err.splitlines()[-1]
+    assert told.out == '' and not [r for r in seen if r[0] != 'keystone' and r[1] != 'GET']
+
+    labkit.lab('start', 'cinder-volume')
+    told = results(*RESTART, *APPROVED, '--wait', '60', '--skip-not-ready', rc=3)
+    assert {s: told[s, ''] for s in RAN} == {s: 'open' if s in ON_CELL2 else 'done' for s in RAN}
+    assert all(labkit.servers()[s]['status'] == 'ACTIVE' for s in ON_CELL1)
+
+    labkit.lab('start', 'nova-compute2')
+    all_off(ON_CELL2)
+    far1 = labkit.server_id('far1')
+    died = Rule(after(lambda: labkit.lab('stop', '--kill', 'nova-compute2')), 'nova', 'POST', f'{far1}/action')
+    with proxy.failing(died):
+        told = Told(proxy, *RESTART, *APPROVED, '--settle', '5', '--server', 'far1')
+    assert died.struck and (told.rc, told.row['Result']) == (3, 'failed'), told.rows
+    assert 'the start was sent' in told.row['Reason'] and labkit.servers()['far1']['task_state'] == 'powering-on'
+    labkit.lab('start', 'nova-compute2')
+    assert set(results(*RESTART, *APPROVED, '--settle', '5').values()) == {'ok', 'done', 'left'}
+    assert {s: starts(s, since) for s in RAN} == {s: ['start'] for s in RAN}
+    recovered(the_map, labkit.attachments())
+
+
+def test_cell_database_down(the_map, lost, proxy):
+    """In the middle: the other cell's servers go on, this one's are told; then nothing until it is back."""
+    all_off()
+    since = procedure.now()
+    user = "'nova_cell2'@'127.0.0.1'"
+
+    def down():
+        labkit.db(f'ALTER USER {user} ACCOUNT LOCK')
+        labkit.db(f'KILL USER {user}')
+
+    died = Rule(after(down), 'nova', 'POST', f'{labkit.server_id("far1")}/action')
+    some = [f'--server={s}' for s in ('db1', 'far1', 'web1')]
+    try:
+        with proxy.failing(died):
+            told = Told(proxy, *RESTART, *APPROVED, *some, '--parallel', '1', timeout=300)
+        assert died.struck and told.rc == 3
+        assert told.results == {'db1': 'done', 'far1': 'failed', 'web1': 'done'}, told.rows
+        told = Told(proxy, *RESTART, *APPROVED, *some)
+        assert told.rc == 1 and 'cell' in told.err and told.out == '', told.err
+    finally:
+        labkit.db(f'ALTER USER {user} ACCOUNT UNLOCK')
+    told = results(*RESTART, *APPROVED, *some, '--settle', '5')
+    assert {s: told[s, ''] for s in ('db1', 'far1', 'web1')} == {'db1': 'ok', 'far1': 'done', 'web1': 'ok'}
+    assert {s: starts(s, since) for s in ('db1', 'far1', 'web1')} == {s: ['start'] for s in ('db1', 'far1', 'web1')}
+
+
+def test_rabbitmq_down(the_map, lost, proxy):
+    """In the middle: bounded, told, and finished once it is back."""
+    all_off()
+    since = procedure.now()
+    first = sorted(RAN)[0]
+    died = Rule(after(lambda: labkit.lab('stop', '--kill', 'rabbitmq')), 'nova', 'POST', 'action')
+    with proxy.failing(died):
+        told = Told(proxy, *RESTART, *APPROVED, timeout=300)
+    assert died.struck and told.rc == 3, told.rows
+    assert {s: told.results[s] for s in RAN} == {s: 'failed' if s == first else 'untried' for s in RAN}
+    # its services are down for nova soon: the next run waits for them, and says so
+    told = Told(proxy, *RESTART, *APPROVED, '--wait', '40', timeout=300)
+    assert told.rc == 4 and 'nova-compute on compute1' in told.err.splitlines()[-1], (told.err, told.out)
+    labkit.lab('start', 'rabbitmq')
+    told = results(*RESTART, *APPROVED, '--settle', '5')
+    assert set(told.values()) <= {'ok', 'done', 'left'}
+    assert {s: starts(s, since) for s in RAN} == {s: ['start'] for s in RAN}
+    recovered(the_map, labkit.attachments())
