@@ -27,6 +27,7 @@ import json
 import os
 import pathlib
 import secrets
+import threading
 import typing as ty
 
 from osc_drp import exceptions
@@ -56,10 +57,11 @@ def _sync(directory: pathlib.Path) -> None:
 
 
 class Run:
-    """One run's journal, open for appending."""
+    """One run's journal, open for appending; safe for threads."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
+        self._guard = threading.Lock()
         self._fd = os.open(
             path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
         )
@@ -80,11 +82,14 @@ class Run:
         """
         entry = {'at': _now(), 'event': event, **fields}
         line = json.dumps(entry, sort_keys=True).encode() + b'\n'
-        if self._torn:
-            line = b'\n' + line
-        self._torn = True
         try:
-            written = os.write(self._fd, line)
+            with self._guard:
+                if self._torn:
+                    line = b'\n' + line
+                self._torn = True
+                written = os.write(self._fd, line)
+                self._torn = written != len(line)
+            # side by side: one sync serves all that was written before it
             os.fsync(self._fd)
         except OSError as error:
             raise exceptions.DrpError(
@@ -96,7 +101,6 @@ class Run:
                 _('cannot write the journal %s: the disk is full')
                 % (self.path / FILE)
             )
-        self._torn = False
 
     def close(self) -> None:
         """Close the file; the run stays unfinished unless it said so."""

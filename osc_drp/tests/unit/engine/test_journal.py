@@ -21,6 +21,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 from unittest import mock
 
@@ -142,6 +143,29 @@ class TestRun(TestCase):
             (run.path / journal.FILE, 0o600),
         ):
             self.assertEqual(mode, stat.S_IMODE(path.stat().st_mode), path)
+
+    def test_many_threads(self):
+        """Each entry on a line of its own, and no other line."""
+        run = self.begin()
+        together = threading.Barrier(8)
+
+        def work(number):
+            together.wait()
+            for n in range(20):
+                run.write('old', thread=number, n=n)
+
+        threads = [threading.Thread(target=work, args=(t,)) for t in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lines = (run.path / journal.FILE).read_text().splitlines()
+        found = [json.loads(line) for line in lines[1:]]
+        self.assertEqual(
+            {(t, n) for t in range(8) for n in range(20)},
+            {(e['thread'], e['n']) for e in found},
+        )
+        self.assertEqual(160, len(found))
 
     def test_torn_last_line(self):
         run = self.begin()
