@@ -465,7 +465,8 @@ class Recover:
         if self._cloud.volume(volume_id).status != 'reserved':
             return
         assert self._databases is not None
-        lone = facts.Pair.lone(self.seen.volumes[volume_id])
+        volume = self.seen.volumes[volume_id]
+        lone = facts.Pair.lone(volume)
         item = plan.Item('', volume_id, plan.Do.RELEASE, 'R7', '', lone)
         outcome = units.journalled(
             run,
@@ -475,8 +476,10 @@ class Recover:
             functools.partial(self._databases.release, lone, ()),
             _('available for its attach'),
         )
-        if outcome.status != apply.DONE:
-            raise exceptions.Changed(outcome.what)
+        if outcome.status == apply.DONE or volume.multiattach:
+            # reserved by an attach to another of its servers: wait for it
+            return
+        raise exceptions.Changed(outcome.what)
 
     def _release_left_over(
         self, left: collections.abc.Mapping[str, str]

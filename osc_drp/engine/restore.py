@@ -241,9 +241,9 @@ class Restore:
         try:
             with self._alone(wanted):
                 if item.do is plan.Do.ATTACH:
-                    self._until_free(wanted)
                     if wanted.volume_id in self._shielded:
                         self._unshield(wanted.volume_id, run)
+                    self._until_free(wanted)
                     device = self._send(wanted, run)
                 self._until_attached(wanted)
         except exceptions.DrpError as error:
