@@ -1,4 +1,4 @@
-"""Lose the power of the seeded cloud and recover it with `openstack drp`: the light way, then the literal procedure.
+"""Lose the power of the seeded cloud and recover it with `openstack drp recover`: as it is, then the literal procedure.
 
 Judged by what nova, cinder and the hypervisors say afterwards, not by what osc-drp says. Exit status 0 only if every
 attachment of the map is back both times, and nothing else changed.
@@ -9,9 +9,9 @@ import time
 
 import labkit
 import procedure
-from procedure import APPROVED, MAP, RESET, RESTART, RESTORE
+from procedure import APPROVED, MAP, RECOVER
 
-WAYS = {'light way': (RESTART, RESTORE), 'literal procedure': (RESET, RESTART, RESTORE)}
+WAYS = {'recover': RECOVER, 'recover --classic': (*RECOVER, '--classic')}
 
 
 def say(text):
@@ -56,17 +56,13 @@ def recover(way, before):
     """Lose the power, recover this way; what became of each attachment, and whether anything else changed."""
     lose_power()
     began = time.monotonic()
-    codes = []
-    if way == 'literal procedure':
-        labkit.wait_status(120, **dict.fromkeys(procedure.RAN, 'SHUTOFF'))
-    for step in WAYS[way]:
-        codes.append(run(step))
+    code = run(WAYS[way])
     seconds = time.monotonic() - began
     now = picture()
     told = {key: back(before[0], now[0], key) for key in before[0].nova}
     procedure.witnessed(now[0])
     labkit.judged()
-    return told, seconds, now[1:] == before[1:] and now[0].nova.keys() == told.keys() and not any(codes)
+    return told, seconds, now[1:] == before[1:] and now[0].nova.keys() == told.keys() and code == 0
 
 
 def main():

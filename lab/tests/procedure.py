@@ -13,6 +13,8 @@ RUNS = labkit.TESTS / 'state/osc-drp/lab'
 APPROVED = ('--auto-approve',)
 RESET = ('db', 'reset', str(MAP), *labkit.DATABASES)
 RESTART = ('servers', 'restart', str(MAP))
+#: The lab's guests are processes without SSH and without a boot that may hang.
+RECOVER = ('recover', str(MAP), *labkit.DATABASES, '--skip-guests', '--console-after', '0')
 RESTORE = ('attachments', 'restore', str(MAP))
 
 

@@ -37,7 +37,8 @@ class Recover(base.DrpLister):
     server runs. Shows the plan, asks once, and can be interrupted or killed
     at any point: the same command goes on. While it works on a server, its
     users cannot (a lock of nova, which says so). Servers with the property
-    drp_wave=<number> go first, the lowest number before all.
+    drp_wave=<number> go first, the lowest number before all. Guests that got
+    a volume after they had booted are rebooted over SSH in the end.
 
     Without a file, a map is made of what nova and cinder record now, and
     kept with the run. The databases are used if their configuration is given
@@ -74,7 +75,27 @@ class Recover(base.DrpLister):
         base.add_readiness(parser)
         base.add_lost_at(parser)
         base.add_limit(parser)
+        parser.add_argument(
+            '--console-after',
+            metavar='<seconds>',
+            type=base.seconds,
+            default=120.0,
+            help=_(
+                'How long after its start the console of a guest is read, '
+                'for signs that its boot hangs; 0: never (default: 120)'
+            ),
+        )
+        parser.add_argument(
+            '--skip-guests',
+            action='store_true',
+            help=_(
+                'Do not reboot, over SSH, the guests that got a volume after '
+                'they had booted'
+            ),
+        )
         base.add_databases(parser)
+        base.add_ssh(parser)
+        base.add_network(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -273,8 +294,15 @@ class Recover(base.DrpLister):
             recover.Settings(
                 classic=parsed_args.classic,
                 limit=parsed_args.limit / 100,
+                console=parsed_args.console_after,
                 starting=base.restart_settings(parsed_args),
             ),
             progress,
             recover.Memory.of(held.runs),
+            guests=(
+                None
+                if parsed_args.skip_guests
+                else base.guests(parsed_args, cloud, cloud_map)
+            ),
+            earlier=held.earlier(),
         )

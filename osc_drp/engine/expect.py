@@ -30,6 +30,8 @@ def after(
     for item in items:
         if item.do in (plan.Do.START, plan.Do.STOP):
             seen = _started(seen, item.server_id)
+        elif item.do is plan.Do.ATTACH:
+            seen = _attached(seen, item)
         elif item.do is plan.Do.REPAIR:
             seen = _repaired(seen, item)
         elif item.do in (plan.Do.RESET, plan.Do.FINISH):
@@ -56,6 +58,30 @@ def _of(one: facts.Row | facts.Mapping, item: plan.Item) -> bool:
         and one.volume_id == item.volume_id
         and not one.deleted
     )
+
+
+def _attached(seen: facts.Observation, item: plan.Item) -> facts.Observation:
+    wanted = item.attachment
+    if wanted is None:
+        return seen
+    mapping = facts.Mapping(
+        server_id=item.server_id,
+        volume_id=item.volume_id,
+        device=wanted.device,
+        attachment_id='expected',
+        root=False,
+    )
+    row = facts.Row(
+        id='expected',
+        volume_id=item.volume_id,
+        server_id=item.server_id,
+        attach_status='attached',
+        device=wanted.device,
+    )
+    seen = dataclasses.replace(
+        seen, mappings=(*seen.mappings, mapping), rows=(*seen.rows, row)
+    )
+    return _volume(seen, item.volume_id)
 
 
 def _repaired(seen: facts.Observation, item: plan.Item) -> facts.Observation:

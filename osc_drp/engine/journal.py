@@ -140,6 +140,23 @@ def boot_ids(entries: list[Entry]) -> dict[str, str]:
     }
 
 
+def late_attaches(entries: list[Entry]) -> frozenset[str]:
+    """Tell to which servers a run attached a volume after their start.
+
+    And which were not rebooted from the inside since.
+    """
+    late: set[str] = set()
+    for e in entries:
+        done = e['event'] == 'outcome' and e.get('status') == 'done'
+        if done and e.get('action') == 'attach':
+            late.add(e['server'])
+        elif (e['event'], e.get('action')) == ('sent', 'start') or (
+            done and e.get('action') == 'guest reboot'
+        ):
+            late.discard(e['server'])
+    return frozenset(late)
+
+
 class RunDirectory:
     """The directory of all runs on one cloud, held by one run at a time."""
 

@@ -123,7 +123,11 @@ class Reboot:
 
     def propose(self) -> tuple[plan.Item, ...]:
         """Observe once and plan; asks no guest, changes nothing."""
-        seen = self.seen = self._cloud.observe()
+        return self.plan_on(self._cloud.observe())
+
+    def plan_on(self, seen: facts.Observation) -> tuple[plan.Item, ...]:
+        """Plan on an observation of the APIs."""
+        self.seen = seen
         server_ids = plan.select(self._map, self._selection, seen).server_ids
         # all of their disks, whatever --volume says: all are in fstab
         disks = self._disks.judge(

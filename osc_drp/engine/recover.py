@@ -35,6 +35,7 @@ from osc_drp.engine import journal
 from osc_drp.engine import locks
 from osc_drp.engine import plan
 from osc_drp.engine import ports
+from osc_drp.engine import reboot
 from osc_drp.engine import repair
 from osc_drp.engine import reset
 from osc_drp.engine import restart
@@ -45,9 +46,9 @@ from osc_drp.engine import verdicts
 from osc_drp.engine import waves
 from osc_drp.i18n import _
 
+#: The steps, in the order of the procedure.
 REPAIR, RESET, START, ATTACH = 'repair', 'reset', 'start', 'attach'
-#: In the order of the procedure.
-STEPS = (REPAIR, RESET, START, ATTACH)
+GUEST = 'guest'
 
 _RESETS = frozenset({plan.Do.RESET, plan.Do.FINISH})
 _STARTS = frozenset({plan.Do.START, plan.Do.STOP})
@@ -67,6 +68,8 @@ class Settings:
     starting: restart.Settings = dataclasses.field(
         default_factory=restart.Settings
     )
+    #: Seconds from a start to a look at its guest's console; 0: none.
+    console: float = 120.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,11 +121,15 @@ class Recover:
         progress: ports.Progress,
         memory: Memory,
         *,
+        guests: ports.Guests | None = None,
+        earlier: collections.abc.Sequence[journal.Entry] = (),
         clock: ports.Clock | None = None,
     ) -> None:
         """Prepare a recovery.
 
         :param databases: None: what disagrees is flagged, not repaired
+        :param guests: None: no guest is rebooted from the inside (step 5)
+        :param earlier: the journal of the run that this one goes on with
         :raises Refused: ``classic`` without databases
         """
         if settings.classic and databases is None:
@@ -137,7 +144,11 @@ class Recover:
         self._progress = progress
         self._say = say = progress.say
         self._memory = memory
+        self._guests = guests
+        self._earlier = list(earlier)
         self._clock = clock or ports.RealClock()
+        #: When the last server was started.
+        self._started_at = 0.0
         self._runner = apply.Runner(settings.starting.limits, say)
         self._restart = restart.Restart(
             cloud,
@@ -181,14 +192,22 @@ class Recover:
         starts = decide(done)
         self._restore = self._make_restore(self._memory)
         taken = {(i.server_id, i.volume_id) for i in done if i.do in _RESETS}
-        attaches = self._restore.plan_on(
-            expect.after(self.seen, (*done, *starts)), taken
-        )
+        on = expect.after(self.seen, (*done, *starts))
+        attaches = self._restore.plan_on(on, taken)
+        guests: tuple[plan.Item, ...] = ()
+        if self._guests:
+            late = journal.late_attaches(self._earlier) | {
+                i.server_id for i in attaches if i.do in _ATTACHES
+            }
+            guests = self._make_reboot(
+                self._guests, self._earlier, late
+            ).plan_on(expect.after(on, attaches))
         return (
             Step(REPAIR, repairs),
             Step(RESET, resets),
             Step(START, starts),
             Step(ATTACH, attaches),
+            Step(GUEST, guests),
         )
 
     def _plan_records(
@@ -254,6 +273,27 @@ class Recover:
             clock=self._clock,
         )
 
+    def _make_reboot(
+        self,
+        guests: ports.Guests,
+        entries: list[journal.Entry],
+        late: collections.abc.Container[str],
+    ) -> reboot.Reboot:
+        starting = self._settings.starting
+        return reboot.Reboot(
+            self._cloud,
+            guests,
+            self._map,
+            self._selection,
+            reboot.Settings(starting.wait, starting.limits),
+            self._say,
+            boot_ids=journal.boot_ids(entries),
+            resets=self._memory.resets,
+            wished_off=self._memory.wished_off,
+            needing=late,
+            clock=self._clock,
+        )
+
     def has_work(self, steps: tuple[Step, ...]) -> bool:
         """Whether there is anything to do, or to wait for."""
         return bool(self._memory.locks) or any(
@@ -293,7 +333,10 @@ class Recover:
             )
         finally:
             self._release_left_over(recall().locks)
-        return repaired, taken, *self._verified(started, attached, run)
+        started, attached = self._verified(started, attached, run)
+        started = self._read_consoles(started, run)
+        guests = self._do_guests(planned[GUEST], run)
+        return repaired, taken, started, attached, guests
 
     def _do_repair(self, step: Step, run: journal.Run) -> Step:
         if not step.acting:
@@ -430,6 +473,7 @@ class Recover:
         with self._locks.held(server_id):
             if start:
                 outcomes.append(self._restart.restart_one(start, run))
+                self._started_at = self._clock.monotonic()
                 if outcomes[0].status != apply.DONE:
                     why = _('its server was not started')
                     return outcomes + _untried(attaches, why)
@@ -488,6 +532,19 @@ class Recover:
         for server_id, run_id in left.items():
             self._locks.release(server_id, run_id)
 
+    def _do_guests(self, step: Step, run: journal.Run) -> Step:
+        """Reboot from the inside who got a volume after its boot."""
+        if not step.acting or self._guests is None:
+            return step
+        entries = run.entries()
+        job = self._make_reboot(
+            self._guests, entries, journal.late_attaches(entries)
+        )
+        step = _shown(step, job.propose())
+        counter = self._progress.step(_('rebooting guests'), len(step.acting))
+        outcomes = job.carry_out(step.acting, run, counter)
+        return dataclasses.replace(step, outcomes=tuple(outcomes))
+
     # -- verifying -------------------------------------------------------
 
     def _verified(
@@ -521,6 +578,32 @@ class Recover:
             return _('and yet nova and cinder differ')
 
         return _doubt(start, not_on), _doubt(attach, not_attached)
+
+    def _read_consoles(self, start: Step, run: journal.Run) -> Step:
+        """Look once for guests that hang at their boot.
+
+        Two minutes after its start a guest with systemd has given up waiting
+        for a disk (DESIGN 6).
+        """
+        started = [o for o in start.outcomes if o.status == apply.DONE]
+        if not started or not self._settings.console:
+            return start
+        left = (
+            self._started_at + self._settings.console - self._clock.monotonic()
+        )
+        if left > 0:
+            self._say(
+                _('waiting %(seconds)d s to read %(count)d consoles')
+                % {'seconds': left, 'count': len(started)}
+            )
+            self._clock.sleep(left)
+        evidence = {}
+        for outcome in started:
+            why = reboot.why_hanging(self._cloud.console(outcome.server_id))
+            if why:
+                run.write('console', server=outcome.server_id, what=why)
+                evidence[outcome.server_id] = _('but %s') % why
+        return _doubt(start, lambda o: evidence.get(o.server_id, ''))
 
 
 def _key(item: plan.Item) -> Key:
@@ -598,6 +681,7 @@ def question(
         (RESET, _('reset %d attachments')),
         (START, _('start %d servers')),
         (ATTACH, _('attach %d volumes')),
+        (GUEST, _('reboot %d guests over SSH')),
     ):
         if acting.get(name):
             parts.append(text % len(acting[name]))

@@ -422,6 +422,19 @@ class TestRunDirectory(TestCase):
         second.write('lock', server='s3')
         self.assertEqual({'s2': first.id, 's3': second.id}, self.runs.locks())
 
+    def test_late_attaches(self):
+        run = self.begin('recover')
+        done = {'event': 'outcome', 'status': 'done'}
+        for server in ('s1', 's2', 's3'):
+            run.write('sent', action='start', server=server)
+        for server in ('s1', 's2', 's3'):
+            run.write(**done, action='attach', server=server)
+        # the power went again: it boots with its disks
+        run.write('sent', action='start', server='s2')
+        run.write(**done, action='guest reboot', server='s3')
+        run.write('outcome', status='failed', action='attach', server='s4')
+        self.assertEqual({'s1'}, journal.late_attaches(run.entries()))
+
     def test_undone(self):
         run = self.begin('db undo', {'run': 'r1'})
         which = {'event': 'outcome', 'what': ''}
