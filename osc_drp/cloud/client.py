@@ -57,6 +57,9 @@ class Client:
     def addresses(self, server_id: str) -> tuple[facts.Address, ...]:
         return tuple(read.addresses(self.api, server_id))
 
+    def targets(self, attachment_id: str) -> frozenset[facts.Target]:
+        return read.targets(self.api, attachment_id)
+
     def console(self, server_id: str) -> list[str]:
         return read.console(self.api, server_id)
 

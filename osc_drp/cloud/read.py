@@ -378,6 +378,39 @@ def attachment_exists(api: session.Api, attachment_id: str) -> bool:
     return True
 
 
+def targets(api: session.Api, attachment_id: str) -> frozenset[facts.Target]:
+    """Read the iSCSI targets of an attachment; none if it has no others.
+
+    Of the connection_info, which also holds secrets, nothing else is kept
+    (os-brick 7.1.1 ``initiator/connectors/iscsi.py``, ``_get_all_targets``).
+    """
+    path = f'attachments/{attachment_id}'
+    try:
+        found = listing.get(
+            api, listing.VOLUME, path, listing.ATTACHMENTS, 'attachment'
+        )
+    except exceptions.NotFound:
+        return frozenset()
+    info = found.get('connection_info') or {}
+    info = info.get('data') or info
+    singles = (
+        info.get('target_iqn'),
+        info.get('target_portal'),
+        info.get('target_lun'),
+    )
+    several = zip(
+        info.get('target_iqns') or (),
+        info.get('target_portals') or (),
+        info.get('target_luns') or (),
+        strict=False,
+    )
+    return frozenset(
+        facts.Target(str(iqn), str(portal), lun)
+        for iqn, portal, lun in (singles, *several)
+        if iqn and portal
+    )
+
+
 def actions(api: session.Api, server_id: str) -> list[facts.Action]:
     """Read nova's action log of a server, newest first.
 

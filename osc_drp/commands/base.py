@@ -402,7 +402,7 @@ def session(
             'map': cloud_map.sha256 if cloud_map else '',
             'selection': (
                 selection(parsed_args).subject()
-                if hasattr(parsed_args, 'server')
+                if hasattr(parsed_args, 'project')
                 else {}
             ),
             **subject,

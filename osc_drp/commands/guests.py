@@ -133,6 +133,81 @@ class RebootGuests(base.DrpLister):
         )
 
 
+class CheckGuests(base.DrpLister):
+    _description = _(
+        'Look inside servers for what keeps them from coming back\n\n'
+        'Over SSH, and only reading: /etc/fstab lines without errors=remount-'
+        'ro, nofail or _netdev, or by device names that change; /home or the '
+        'keys wholly on a volume; file systems that are read-only now; disks '
+        'that are missing or of another server, by their serials. Each '
+        'finding has its evidence and the fix. Exit code 0 if all is good, '
+        'else 3.'
+    )
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'file',
+            metavar='<file>',
+            nargs='?',
+            help=_(
+                'Map of the servers (- for standard input); without it, '
+                'what the cloud has now'
+            ),
+        )
+        base.add_selection(parser)
+        base.add_lanes(parser, _('servers'))
+        base.add_ssh(parser)
+        base.add_network(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
+        from osc_drp.cloud import client
+        from osc_drp.engine import apply
+        from osc_drp.engine import mapmaker
+        from osc_drp.engine import plan
+        from osc_drp import exceptions
+        from osc_drp.hosts import survey
+        from osc_drp import mapfile
+
+        cloud = client.connect(self.app)
+        seen = cloud.observe()
+        if parsed_args.file:
+            cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
+        else:
+            cloud_map = mapmaker.make_map(seen, base.cloud_name(self.app))
+        selected = plan.select(cloud_map, base.selection(parsed_args), seen)
+        names = {s.id: s.name for s in cloud_map.servers}
+        names |= {s.id: s.name for s in seen.servers.values()}
+        hosts = {s.id: s.host for s in seen.servers.values()}
+        looks = survey.GuestSurvey(
+            seen, cloud_map, base.guests(parsed_args, cloud, cloud_map)
+        )
+        with base.progress(self.app) as progress:
+            found = survey.each(
+                {
+                    s: hosts.get(s)
+                    for s in sorted(
+                        selected.server_ids, key=lambda s: (names.get(s), s)
+                    )
+                },
+                looks.ask,
+                apply.Limits(parsed_args.parallel, parsed_args.per_host),
+                progress.say,
+                progress.step(
+                    _('looking into guests'), len(selected.server_ids)
+                ),
+            )
+        if not survey.well(found):
+            self.exit_code = exceptions.PARTIAL
+        columns = ('Server', 'Server ID', *survey.COLUMNS)
+        return columns, (
+            (names.get(server_id, ''), server_id, *finding)
+            for server_id, findings in found.items()
+            for finding in survey.rows(findings)
+        )
+
+
 def _map(
     parsed_args: argparse.Namespace, app: ty.Any, cloud: ty.Any
 ) -> 'facts.CloudMap':

@@ -76,6 +76,16 @@ class Address:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """An iSCSI target in an attachment's connection record."""
+
+    iqn: str
+    #: 'address:port'.
+    portal: str
+    lun: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Mapping:
     """Nova's record that a server has a volume (block_device_mapping)."""
 

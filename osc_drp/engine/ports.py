@@ -97,6 +97,12 @@ class Cloud(ty.Protocol):
     def attach(self, wanted: facts.MapAttachment) -> str | None:
         """Attach a volume; gives the device name that nova answered."""
 
+    def addresses(self, server_id: str) -> tuple[facts.Address, ...]:
+        """Read where a server can be reached; NotFound."""
+
+    def targets(self, attachment_id: str) -> frozenset[facts.Target]:
+        """Read which iSCSI targets cinder gave to an attachment."""
+
     def console(self, server_id: str) -> list[str]:
         """Read the end of a guest's console; empty: there is none."""
 

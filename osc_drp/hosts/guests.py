@@ -39,17 +39,17 @@ SERIAL = 20
 LIMIT = 60.0
 
 #: Reads what tells who and which boot this is. Writes nothing.
-IDENTITY = f"""
-{ssh.heading('boot')}
+IDENTITY = """
+section boot
 cat /proc/sys/kernel/random/boot_id
-{ssh.heading('firmware')}
+section firmware
 if [ -e /sys/class/dmi/id/product_uuid ]; then
     cat /sys/class/dmi/id/product_uuid 2>/dev/null ||
         sudo -n cat /sys/class/dmi/id/product_uuid 2>/dev/null
 fi
-{ssh.heading('instance')}
+section instance
 cat /var/lib/cloud/data/instance-id 2>/dev/null
-{ssh.heading('serials')}
+section serials
 for file in /sys/block/*/serial; do
     [ -r "$file" ] && cat "$file" 2>/dev/null && echo
 done
@@ -58,7 +58,7 @@ exit 0
 """
 
 #: Compares the boot once more, then ends it. busybox has no shutdown.
-REBOOT = f"""
+REBOOT = """
 now=$(cat /proc/sys/kernel/random/boot_id)
 [ "$now" = "$boot_id" ] || exit 75
 if command -v shutdown > /dev/null; then
@@ -70,7 +70,7 @@ else
     exit 127
 fi
 [ "$(id -u)" = 0 ] || set -- sudo -n "$@"
-{ssh.heading('sent')}
+section sent
 "$@"
 """
 _OTHER_BOOT = 75
@@ -210,7 +210,7 @@ class Guests:
     ) -> dict[str, list[str]]:
         """Run a script that only reads, on this server and no other.
 
-        :returns: what it said, by its headings
+        :returns: what it said, by its sections
         :raises SshError: it cannot be reached, or it is another machine
         """
         target = self.target(server)
@@ -266,7 +266,9 @@ class Guests:
         :raises SshError: it cannot be reached, or does not let us
         """
         target = self.target(server)
-        answer = self._shell.run(target, REBOOT, self._limit, boot_id=boot_id)
+        answer = self._shell.run(
+            target, REBOOT, self._limit, {'boot_id': boot_id}
+        )
         if answer.code == _OTHER_BOOT and 'sent' not in answer.sections():
             raise exceptions.Changed(_('it is another boot by now'))
         if answer.code == 0:

@@ -79,7 +79,7 @@ class Answer:
     err: str
 
     def sections(self) -> dict[str, list[str]]:
-        """Give the lines below each heading, without empty ones."""
+        """Give the lines of each section, without empty ones."""
         found: dict[str, list[str]] = {}
         lines: list[str] = []
         for line in self.out.splitlines():
@@ -101,12 +101,8 @@ class Answer:
 
 #: Begins a line that names what follows it in a script's output.
 MARK = '@osc-drp '
-
-
-def heading(name: str) -> str:
-    """Give the command that begins a section of a script's output."""
-    # what comes before may not end its last line
-    return f"printf '\\n%s\\n' '{MARK}{name}'"
+#: ``section NAME`` prints it; what came before may not end its last line.
+_SECTION = f"section() {{ printf '\\n{MARK}%s\\n' \"$1\"; }}\n"
 
 
 def valid(host: str) -> bool:
@@ -185,21 +181,23 @@ class Ssh:
         target: Target,
         script: str,
         limit: float = LIMIT,
-        **values: str,
+        values: collections.abc.Mapping[str, str] | None = None,
     ) -> Answer:
         """Run a script for sh on another machine.
 
         :param limit: seconds for all of it
+        :param script: may begin a part of its output by ``section NAME``
         :param values: variables for the script, whatever is in them
         :raises SshError: nothing ran there
         :raises SshBroken: the connection broke, or it took too long: what
             was sent may have run or not
         """
         variables = ''.join(
-            f'{name}={shlex.quote(value)}\n' for name, value in values.items()
+            f'{name}={shlex.quote(value)}\n'
+            for name, value in (values or {}).items()
         )
         wrapped = (
-            f'(\n{heading("begin")}\n'
+            f'(\n{_SECTION}section begin\n'
             f'PATH={PATH}:$PATH\nLC_ALL=C\nexport PATH LC_ALL\n'
             f'{variables}{script}\n'
             f') < /dev/null\nprintf "\\n{MARK}exit %s\\n" $?\n'

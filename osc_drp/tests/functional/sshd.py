@@ -61,6 +61,27 @@ touch {machine}/down
 ) > /dev/null 2>&1 < /dev/null &
 """
 
+#: iscsiadm with one session that can be closed and opened again, and says
+#: what the real one says (open-iscsi 2.1.8).
+ISCSIADM = r"""#!/bin/sh
+echo "$*" >> {machine}/iscsiadm
+case "$*" in
+'-m session -P 3')
+    [ -e {machine}/sessions ] && exec cat {machine}/sessions
+    echo 'iscsiadm: No active sessions.' >&2
+    exit 21 ;;
+'-m session -r 15 -u')
+    [ ! -e {machine}/stuck ] || exit 0
+    rm -r {machine}/sessions {machine}/sys/class/iscsi_session/session15 ;;
+*--login)
+    cp {machine}/target {machine}/sessions ;;
+'-m node'*' -o new' | '-m node'*)
+    ;;
+*)
+    exit 7 ;;
+esac
+"""
+
 #: What sudo 1.9.13 says to -n where a password is needed, and its code.
 SUDO_ASKS = '#!/bin/sh\necho "sudo: a password is required" >&2\nexit 1\n'
 SUDO = '#!/bin/sh\n[ "$1" = -n ] || exit 9\nshift\nexec "$@"\n'

@@ -214,6 +214,60 @@ class TestReboot(GuestsTest):
         self.assertIn('boot_id', text)
 
 
+class TestCheck(GuestsTest):
+    """`drp guests check`."""
+
+    def check(self, *options: str) -> dict[str, ty.Any]:
+        return self.drp(guests.CheckGuests, *options)
+
+    def test_a_good_one_and_others(self) -> None:
+        good = self.guest('a-good')
+        serial = self.keys[0][1][:20]
+        good.write('sys/class/block/vdb/serial', f'{serial}\n')
+        good.write('proc/mounts', '/dev/vda1 / ext4 rw 0 0\n')
+        bad = self.guest('b-bad')
+        bad.write('etc/fstab', '/dev/vdb /home ext4 defaults 0 2\n')
+        self.guest('c-gone').stop()
+        self.server('d-off')
+        self.servers[-1] = build.server(self.servers[-1].id, name='d-off')
+        told = self.check()
+        self.assertEqual(3, self.exit_code)
+        self.assertEqual(
+            ['good', 'unknown', 'left'],
+            [told[n][0]['Verdict'] for n in ('a-good', 'c-gone', 'd-off')],
+        )
+        self.assertEqual(
+            {'errors=', 'nofail', 'device names', 'missing disk'},
+            {row['Check'] for row in told['b-bad']},
+        )
+        for row in told['b-bad']:
+            self.assertTrue(row['Evidence'])
+            self.assertTrue(row['Fix'])
+        self.assertIn('refuses the connection', told['c-gone'][0]['Evidence'])
+
+    def test_all_good_is_0(self) -> None:
+        good = self.guest('a-good')
+        serial = self.keys[0][1][:20]
+        good.write('sys/class/block/vdb/serial', f'{serial}\n')
+        self.check()
+        self.assertEqual(0, self.exit_code)
+
+    def test_nothing_is_written(self) -> None:
+        machine = self.guest('a')
+        before = files(machine.dir)
+        self.check()
+        self.assertEqual(before, files(machine.dir))
+
+
+def files(where: pathlib.Path) -> dict[str, bytes]:
+    """Read all files of a machine but its own notes."""
+    return {
+        str(p): p.read_bytes()
+        for p in where.rglob('*')
+        if p.is_file() and p.name not in ('commands', 'session', 'sshd.log')
+    }
+
+
 class Limits(ty.NamedTuple):
     """Limits that no bad day trips."""
 

@@ -73,9 +73,9 @@ class TestRun(SshTest):
     def test_answer(self) -> None:
         answer = self.shell.run(
             ssh.Target('web1'),
-            f'{ssh.heading("one")}\necho a; echo "$word"; cat\n'
-            f'{ssh.heading("two")}\necho oops >&2; exit 3',
-            word='b; touch /tmp/x $(c) \'"',
+            'section one\necho a; echo "$word"; cat\n'
+            'section two\necho oops >&2; exit 3',
+            values={'word': 'b; touch /tmp/x $(c) \'"'},
         )
         self.assertEqual(3, answer.code)
         self.assertEqual('oops', answer.words())

@@ -633,6 +633,33 @@ class TestSmall(Case):
             {'os-getConsoleOutput': {'length': 50}}, self.cloud.seen[-1][4]
         )
 
+    def test_targets(self):
+        path = f'attachments/{uid(201)}'
+        secret = {'auth_password': fakes.SECRET, 'driver_volume_type': 'iscsi'}
+        one = {
+            'target_iqn': 'iqn.a',
+            'target_portal': '10.0.0.5:3260',
+            'target_lun': 1,
+        }
+        many = {
+            'target_iqns': ['iqn.a', 'iqn.b'],
+            'target_portals': ['10.0.0.5:3260', '10.0.0.6:3260'],
+            'target_luns': [1, 2],
+        }
+        a = facts.Target('iqn.a', '10.0.0.5:3260', 1)
+        b = facts.Target('iqn.b', '10.0.0.6:3260', 2)
+        for info, wanted in (
+            ({**secret, **one}, {a}),
+            ({**secret, **one, **many}, {a, b}),
+            ({'driver_volume_type': 'iscsi', 'data': one}, {a}),
+            ({'driver_volume_type': 'rbd', 'name': 'volumes/x'}, set()),
+            (None, set()),
+        ):
+            answer = {'attachment': {'connection_info': info}}
+            self.cloud.instead['GET', path] = answer
+            self.assertEqual(wanted, read.targets(self.api, uid(201)))
+        self.assertEqual(set(), read.targets(self.api, uid(202)))
+
     def test_services(self):
         self.cloud.agents = [
             {'binary': 'neutron-ovs', 'host': 'c1', 'alive': True},

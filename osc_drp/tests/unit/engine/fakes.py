@@ -71,6 +71,8 @@ class Cloud:
         self.diagnostics = {}
         #: What a guest says on its console.
         self.consoles = {}
+        #: By attachment id, its iSCSI targets.
+        self.targets_of = {}
         #: What was asked for, in its order.
         self.sent = []
         self.reads = collections.Counter()
@@ -86,6 +88,9 @@ class Cloud:
 
     def addresses(self, server_id):
         return ()
+
+    def targets(self, attachment_id):
+        return self.targets_of.get(attachment_id, frozenset())
 
     def console(self, server_id):
         return self.consoles.get(server_id, [])
