@@ -35,17 +35,19 @@ class Client:
         :param locks: also that we may lock rows
         :raises DatabaseError: naming the privilege that is missing
         """
-        write.check_grants(self._databases, locks)
+        engines.when_ready(lambda: write.check_grants(self._databases, locks))
 
     def observe(self) -> facts.Observation:
         """Read everything, in bulk."""
-        return read.observe(self._databases)
+        return engines.when_ready(lambda: read.observe(self._databases))
 
     def actions_since(
         self, server_ids: collections.abc.Collection[str], since: str
     ) -> list[facts.Action]:
         """Read the action logs of these servers, oldest first."""
-        return read.actions_since(self._databases, server_ids, since)
+        return engines.when_ready(
+            lambda: read.actions_since(self._databases, server_ids, since)
+        )
 
     def reset(
         self,
@@ -71,7 +73,9 @@ class Client:
 
         :param mapped: volumes that nova maps, by its API
         """
-        return read.observe_cinder(self._databases, mapped)
+        return engines.when_ready(
+            lambda: read.observe_cinder(self._databases, mapped)
+        )
 
     def reset_cinder(
         self,
@@ -147,6 +151,7 @@ def connect_cinder(
 
 @contextlib.contextmanager
 def _open(urls: config.Urls) -> collections.abc.Iterator[Client]:
-    with engines.open_databases(urls) as databases:
-        databases.check_schema()
+    opened = engines.when_ready(lambda: engines.open_databases(urls))
+    with opened as databases:
+        engines.when_ready(databases.check_schema)
         yield Client(databases)

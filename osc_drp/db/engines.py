@@ -23,6 +23,7 @@ import datetime
 import hashlib
 import logging
 import re
+import time
 import typing as ty
 
 from oslo_db.sqlalchemy import engines as db_engines
@@ -42,7 +43,16 @@ _READ_TIMEOUT = 60
 _LOCK_TIMEOUT = 5
 
 #: Execution option: a transaction that will write (BEGIN IMMEDIATE).
+#: Seconds that we wait for a Galera node, and between two attempts.
+PATIENCE = 60.0
+PAUSE = 2.0
+
 _WRITES = 'osc_drp_writes'
+_Result = ty.TypeVar('_Result')
+
+_clock = time.monotonic
+_sleep = time.sleep
+LOG = logging.getLogger(__name__)
 
 # They log to the user's console what we say in our own words; the last one
 # with statements and values.
@@ -205,6 +215,22 @@ def open_databases(urls: config.Urls) -> Databases:
             f'{_upper(api.label)} has no cells: is it the right one?'
         )
     return Databases(cinder, api, cells)
+
+
+def when_ready(work: ty.Callable[[], _Result]) -> _Result:
+    """Read something, once the Galera nodes are part of their cluster.
+
+    :raises NotReady: one still is not, after a minute of waiting for it
+    """
+    until = _clock() + PATIENCE
+    while True:
+        try:
+            return work()
+        except NotReady as e:
+            if _clock() + PAUSE > until:
+                raise
+            LOG.warning('%s: waiting for it', e)
+            _sleep(PAUSE)
 
 
 def now(connection: sa.Connection) -> datetime.datetime:

@@ -109,8 +109,8 @@ _REPAIRABLE = (*_RELEASABLE, 'error')
 _KINDS = ('reset', 'reset_cinder', 'release', 'repair')
 
 _DEADLOCK_TRIES = 5
-_PATIENCE = 60.0
-_PAUSE = 2.0
+_PATIENCE = engines.PATIENCE
+_PAUSE = engines.PAUSE
 
 _clock = time.monotonic
 _sleep = time.sleep

@@ -61,9 +61,9 @@ class Known:
         default_factory=dict
     )
     #: By server, the newest request ids before hard reboots of ours of which
-    #: nobody heard.
+    #: nobody heard, and the attachments that they were for.
     unanswered: collections.abc.Mapping[
-        str, collections.abc.Container[str | None]
+        str, collections.abc.Mapping[str | None, frozenset[str]]
     ] = dataclasses.field(default_factory=dict)
 
 
@@ -201,7 +201,10 @@ class Cleaner:
         run: journal.Run,
     ) -> tuple[str, str]:
         """Send the reboot where it is safe, wait, and look what nova has."""
-        refused = self._sent_before(server_id)
+        wanted = frozenset[str]().union(
+            *(self._known.resets[server_id, v] for v in work.mapped)
+        )
+        refused = self._sent_before(server_id, wanted)
         if refused:
             return apply.OPEN, refused
         log = self._cloud.actions(server_id)
@@ -211,7 +214,11 @@ class Cleaner:
             if refused:
                 return apply.OPEN, refused
             run.write(
-                'before', action='reboot', server=server_id, newest=newest
+                'before',
+                action='reboot',
+                server=server_id,
+                newest=newest,
+                attachments=sorted(wanted),
             )
             if self._clock.monotonic() - proven_at <= FRESH:
                 break
@@ -237,12 +244,19 @@ class Cleaner:
             % server_id
         )
 
-    def _sent_before(self, server_id: str) -> str:
+    def _sent_before(self, server_id: str, wanted: frozenset[str]) -> str:
         """Say that a reboot without an answer did arrive; '' if none did.
 
-        Never twice: what it did, or did not, a person must see.
+        Never twice: what it did, or did not, a person must see. One that
+        was for other attachments, of an earlier loss, is no matter.
         """
-        before = self._known.unanswered.get(server_id, ())
+        before = {
+            newest
+            for newest, ids in self._known.unanswered.get(
+                server_id, {}
+            ).items()
+            if ids & wanted
+        }
         previous: str | None = None
         for action in reversed(self._cloud.actions(server_id)):
             if previous in before and self._is_our_reboot(action):

@@ -342,20 +342,22 @@ class RunDirectory:
                     found.pop(key, None)
         return {key: ids for key, ids in found.items() if ids - over}
 
-    def unanswered_reboots(self) -> dict[str, set[str | None]]:
+    def unanswered_reboots(
+        self,
+    ) -> dict[str, dict[str | None, frozenset[str]]]:
         """Tell the hard reboots of ours of which nobody heard.
 
-        By server, the request ids that were newest right before.
+        By server and the request id that was newest right before, the
+        attachments that nova was to forget.
         """
-        found: dict[str, set[str | None]] = {}
+        found: dict[str, dict[str | None, frozenset[str]]] = {}
         for path in self.runs():
             for entry in read(path):
                 if entry.get('action') != 'reboot':
                     continue
                 if entry['event'] == 'before':
-                    found.setdefault(entry['server'], set()).add(
-                        entry['newest']
-                    )
+                    before = found.setdefault(entry['server'], {})
+                    before[entry['newest']] = frozenset(entry['attachments'])
                 elif entry['event'] == 'sent':
                     found.pop(entry['server'], None)
         return found

@@ -284,6 +284,28 @@ class TestSentences(testtools.TestCase):
         for code in (1290, 1836, 1792):
             self.check(plain, ['read-only'], code, 'x')
 
+    def test_a_node_that_is_not_ready_is_waited_for(self) -> None:
+        slept: list[float] = []
+        answers = [engines.NotReady('not ready'), engines.NotReady('no'), 7]
+        with (
+            mock.patch.object(engines, '_sleep', slept.append),
+            self.assertLogs('osc_drp.db.engines', 'WARNING') as said,
+        ):
+            work = mock.Mock(side_effect=answers)
+            self.assertEqual(7, engines.when_ready(work))
+        self.assertEqual([engines.PAUSE] * 2, slept)
+        self.assertIn('not ready: waiting', said.output[0])
+
+    def test_nor_for_ever(self) -> None:
+        now = iter(range(0, 1000, 10))
+        work = mock.Mock(side_effect=engines.NotReady('not ready'))
+        with (
+            mock.patch.object(engines, '_sleep', lambda seconds: None),
+            mock.patch.object(engines, '_clock', lambda: next(now)),
+        ):
+            self.assertRaises(engines.NotReady, engines.when_ready, work)
+        self.assertEqual(6, work.call_count)
+
     def test_anything_else(self) -> None:
         self.check(exceptions.DatabaseError, ['error 1234'], 1234, 'S3CRET')
 

@@ -448,6 +448,33 @@ class TestGoesWrong(TestCase):
         self.assertEqual(1, self.cloud.sent.count(('reboot', 's1')))
         self.assertFalse(self.cloud.seen.servers['s1'].locked)
 
+    def test_no_answer_is_of_that_reset_only(self):
+        def arrived(server_id):
+            self.cloud.do_reboot(server_id)
+            raise KeyboardInterrupt
+
+        self.cloud.next('reboot', arrived)
+        with self.assertRaises(KeyboardInterrupt):
+            self.restart()
+        self.clock.sleep(60)
+        self.assertEqual('done', self.restart()['s1'].status)
+        # attached again, the power goes again, reset again
+        self.cloud.set(
+            mappings=(
+                self.cloud.seen.mappings[0],
+                build.mapping(attachment_id='a2'),
+            ),
+            rows=(self.cloud.seen.rows[0], build.row(id='a2')),
+        )
+        self.cloud.set_volume('v1', status='in-use', attach_status='attached')
+        self.cloud.stopped('s1')
+        self.cloud.change('s1', volumes_attached=frozenset({'root', 'v1'}))
+        logs, seen = self.cloud.logs['s1'], self.cloud.seen
+        self.use(seen)
+        self.cloud.logs['s1'][1:] = logs
+        self.assertEqual('done', self.restart()['s1'].status)
+        self.assertEqual('available', self.status())
+
     def test_refused_by_nova(self):
         error = exceptions.Conflict('409')
         self.cloud.next('reboot', fakes.then_raise(error))
