@@ -23,6 +23,7 @@ CINDER_PORT=${LAB_CINDER_PORT:-8776}
 NEUTRON_PORT=${LAB_NEUTRON_PORT:-9696}
 MAX_LIMIT=${LAB_MAX_LIMIT:-1000}            # page size of the nova and cinder APIs: lab/restart nova-api cinder-api
 SYNC_INTERVAL=${LAB_SYNC_INTERVAL:-10}      # seconds between nova-compute's looks at its guests (nova's default: 600)
+GUEST_SSH_PORT=${LAB_GUEST_SSH_PORT:-22100} # libvirt: the first guest's SSH server, on 127.0.0.1; the others follow
 VIRT_TYPE=${LAB_VIRT_TYPE:-qemu}            # libvirt: qemu (emulated, runs anywhere) or kvm
 
 # Every process of the cloud carries OSC_DRP_LAB; scripts carry OSC_DRP_LAB_SCRIPT besides, and are not part of it.
@@ -101,7 +102,7 @@ render() { # template target [mode]
     mkdir -p "$(dirname "$2")"
     for v in LAB_DIR LAB_HOME VENV ETC RUN LOG VAR SAN SECRET DB_PORT MQ_PORT EPMD_PORT KEYSTONE_PORT GLANCE_PORT PLACEMENT_PORT \
              NOVA_PORT CINDER_PORT NEUTRON_PORT COMPUTE_DRIVER VIRT_TYPE MAX_LIMIT SYNC_INTERVAL MQ_URL NOVA_VHOST NOVA_HOST \
-             NOVA_STATE DB_URL_keystone DB_URL_glance DB_URL_placement DB_URL_neutron DB_URL_cinder; do
+             NOVA_STATE GUEST_SSH_PORT DB_URL_keystone DB_URL_glance DB_URL_placement DB_URL_neutron DB_URL_cinder; do
         expr+=(-e "s|@$v@|${!v:-}|g")
     done
     text=$(sed "${expr[@]}" "$1"; echo .)
@@ -133,7 +134,10 @@ render_all() {
     render "$LAB_DIR/templates/my.cnf"          "$ETC/my.cnf" 644
     render "$LAB_DIR/templates/rabbitmq.conf"   "$ETC/rabbitmq/rabbitmq.conf"
     render "$LAB_DIR/templates/clouds.yaml"     "$ETC/clouds.yaml"
-    [ "$VIRT" = fake ] || render "$LAB_DIR/templates/libvirtd.conf" "$ETC/libvirtd.conf"
+    if [ "$VIRT" = libvirt ]; then
+        render "$LAB_DIR/templates/libvirtd.conf" "$ETC/libvirtd.conf"
+        render "$LAB_DIR/templates/qemu-system-x86_64" "$ETC/libvirt-path/qemu-system-x86_64" 755
+    fi
     echo "127.0.0.1:/srv/san" > "$ETC/cinder/nfs_shares"
     echo '[].' > "$ETC/rabbitmq/enabled_plugins"
     local perms="" v
@@ -287,9 +291,12 @@ start_libvirtd() {
         printf '%s\n' '# osc-drp lab' 'user = "root"' 'group = "root"' 'dynamic_ownership = 0' 'security_driver = "none"' \
             'namespaces = []' 'cgroup_controllers = []' 'stdio_handler = "file"' >> /etc/libvirt/qemu.conf
     fi
-    start libvirtd libvirtd --config "$ETC/libvirtd.conf" --pid-file "$RUN/libvirtd-own.pid"
+    PATH=$ETC/libvirt-path:$PATH start libvirtd libvirtd --config "$ETC/libvirtd.conf" --pid-file "$RUN/libvirtd-own.pid"
     wait_for 60 libvirtd virsh -c qemu:///system version
 }
+
+# /run is empty after a boot; what is left there of guests that are gone, libvirtd would try to take up
+forget_guests() { rm -f /run/libvirt/qemu/instance-*.pid /run/libvirt/qemu/instance-*.xml; }
 
 uwsgi_api() { # name module port [extra uwsgi options]
     local name=$1 module=$2 port=$3; shift 3

@@ -1,8 +1,8 @@
-"""The processes of a lab: processes.py LAB_HOME list | kill | kill-session PID STARTTIME | rss. Standard library only.
+"""The processes of a lab: processes.py LAB_HOME list | kill | kill-session PID STARTTIME | guest UUID | rss. Standard library only.
 
 A process belongs to the lab if one of these holds, and it is none of the lab's own scripts:
 - its session was begun by a service that has a pid file (pid and start time, as pids come round again);
-- its environment has OSC_DRP_LAB=LAB_HOME (daemons that make a session of their own, like epmd);
+- its environment has OSC_DRP_LAB=LAB_HOME (daemons that make a session of their own, like epmd and QEMU guests);
 - it has files of LAB_HOME/venv mapped (uwsgi and cotyledon write their title over the environment; so what an earlier,
   killed `lab/up` left behind is found even when its pid files are gone).
 """
@@ -47,14 +47,6 @@ def read(path):
         return b''
 
 
-def guests(home):
-    """QEMU guests of a libvirt lab: the process of the pid file must be that guest."""
-    for path in glob.glob('/run/libvirt/qemu/instance-*.pid'):
-        pid, name = read(path).decode().strip(), os.path.basename(path)[:-4]
-        if f'guest={name},' in read(f'/proc/{pid}/cmdline').decode(errors='replace'):
-            yield int(pid)
-
-
 def lab_processes(home):
     leaders, mine = sessions(home), {os.getpid(), os.getppid()}
     marker, script = f'OSC_DRP_LAB={home}'.encode(), b'OSC_DRP_LAB_SCRIPT=1'
@@ -67,7 +59,6 @@ def lab_processes(home):
             continue
         if st[0] in leaders or marker in environ or f' {home}/venv/'.encode() in read(f'/proc/{pid}/maps'):
             yield pid
-    yield from guests(home)
 
 
 def kill(pids_of):
@@ -104,6 +95,11 @@ def main(home, what='list', *args):
                 if st is not None and st[0] == sid and st[2] not in 'ZX':
                     yield pid
         kill(pids)
+    elif what == 'guest':                   # the pid of a server's QEMU, if it runs
+        for pid in lab_processes(home):
+            words = read(f'/proc/{pid}/cmdline').split(b'\0')
+            if b'-uuid' in words and words[words.index(b'-uuid') + 1] == args[0].encode():
+                print(pid)
     elif what == 'freeze' or what == 'thaw':
         for pid in lab_processes(home):
             os.kill(pid, signal.SIGSTOP if what == 'freeze' else signal.SIGCONT)
