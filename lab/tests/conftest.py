@@ -1,13 +1,27 @@
 """The cloud under the tests: `pytest lab/tests`, with the pytest of $LAB_HOME/client.
 
-A lab that is not there is made and seeded; one that is off is switched on.
+A lab that is not there is made and seeded; one that is off is switched on. With guests that are real (LAB_VIRT=libvirt, then or
+when it was made) the tests are those of virt/, else all others.
 """
 import fcntl
+import pathlib
 import shutil
 
 import labkit
 import procedure
 import pytest
+
+
+def pytest_ignore_collect(collection_path):
+    """Only the tests of this lab's hypervisor."""
+    here = pathlib.Path(__file__).parent
+    if collection_path.parent == here and (collection_path.is_dir() or collection_path.name.startswith('test_')):
+        return (collection_path.name == 'virt') != (labkit.VIRT == 'libvirt') or None
+    return None
+
+
+def pytest_report_header():
+    return f'lab: {labkit.LAB_HOME}, guests: {labkit.VIRT}'
 
 
 @pytest.fixture(scope='session')

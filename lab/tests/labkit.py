@@ -28,6 +28,8 @@ LAB = pathlib.Path(__file__).resolve().parents[1]
 ETC = LAB_HOME / 'etc'
 TESTS = LAB_HOME / 'tests'
 OUT = TESTS / 'out'
+#: the hypervisor of compute1: fake, or libvirt with real guests; as in lab/lib.sh
+VIRT = os.environ.get('LAB_VIRT') or ((LAB_HOME / 'virt').read_text().strip() if (LAB_HOME / 'virt').exists() else 'fake')
 CELLS = ('nova_cell0', 'nova_cell1', 'nova_cell2')
 POWER = {0: 'nostate', 1: 'running', 3: 'paused', 4: 'shutdown', 6: 'crashed', 7: 'suspended'}
 
@@ -57,8 +59,9 @@ def wait_until(cond: ty.Callable[[], ty.Any], seconds: float, what: str, every: 
 # ---- commands
 
 
-def _run(argv: ty.Sequence[str], check: bool, env: ty.Mapping[str, str] | None = None, stdin: str | None = None,
-         timeout: float = 300) -> Result:
+def run(argv: ty.Sequence[str], check: bool, env: ty.Mapping[str, str] | None = None, stdin: str | None = None,
+        timeout: float = 300) -> Result:
+    """Run a command; what it said is kept."""
     began = time.monotonic()
     p = subprocess.run(argv, env=env, input=stdin, text=True, capture_output=True, timeout=timeout,
                        **({} if stdin is not None else {'stdin': subprocess.DEVNULL}))
@@ -81,12 +84,12 @@ def client_env(cloud: str = 'lab', **more: str) -> dict[str, str]:
 def openstack(*args: str, check: bool = True, env: ty.Mapping[str, str] | None = None, stdin: str | None = None,
               timeout: float = 300, cloud: str = 'lab') -> Result:
     """Run the operator's `openstack`; `env` adds to its environment."""
-    return _run([f'{LAB_HOME}/client/bin/openstack', *args], check, client_env(cloud, **(env or {})), stdin, timeout)
+    return run([f'{LAB_HOME}/client/bin/openstack', *args], check, client_env(cloud, **(env or {})), stdin, timeout)
 
 
 def client(program: str, *args: str, env: ty.Mapping[str, str] | None = None, timeout: float = 300) -> Result:
     """Run a program of lab/tests with the operator's python: killed.py, impatient.py. It may fail."""
-    return _run([f'{LAB_HOME}/client/bin/python', str(LAB / 'tests' / program), *args], False, client_env(**(env or {})),
+    return run([f'{LAB_HOME}/client/bin/python', str(LAB / 'tests' / program), *args], False, client_env(**(env or {})),
                 timeout=timeout)
 
 
@@ -107,7 +110,7 @@ def user_osc(cloud: str) -> ty.Callable[..., Result]:
 
 def lab(name: str, *args: str, check: bool = True, timeout: float = 600, **env: str) -> Result:
     """Run a script of the lab; keywords are its environment: lab('power-on', LAB_WITHOUT='keystone')."""
-    return _run([str(LAB / name), *args], check, {**os.environ, 'LAB_HOME': str(LAB_HOME), **env}, timeout=timeout)
+    return run([str(LAB / name), *args], check, {**os.environ, 'LAB_HOME': str(LAB_HOME), **env}, timeout=timeout)
 
 
 # ---- the APIs, raw
