@@ -30,6 +30,10 @@ from osc_drp.i18n import _
 
 _Key = tuple[str, str]
 
+#: The actions in a journal that can be undone. Not 'unshield', which only
+#: frees for its attach what a reset kept reserved.
+UNDOABLE = frozenset({'reset', 'repair'})
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
@@ -62,27 +66,29 @@ def entries(path: pathlib.Path) -> list[Entry]:
     lines = journal.read(path)
     if not lines or lines[0].get('event') != 'begin':
         raise exceptions.DrpError(_("no journal of a run in '%s'") % path)
-    found: list[Entry] = []
+    found: dict[int, Entry] = {}
+    newest: dict[tuple[str, str, str], int] = {}
     try:
         for number, line in enumerate(lines):
-            if line['event'] == 'old' and line['action'] != 'undo':
-                found.append(
-                    Entry(
-                        number,
-                        line['server'],
-                        line['volume'],
-                        line['cloud_time'],
-                        line['rows'],
-                    )
+            if line.get('action') not in UNDOABLE:
+                continue
+            key = line['action'], line['server'], line['volume']
+            if line['event'] == 'old':
+                newest[key] = number
+                found[number] = Entry(
+                    number,
+                    line['server'],
+                    line['volume'],
+                    line['cloud_time'],
+                    line['rows'],
                 )
-            elif _declined(line) and found:
-                if (line['server'], line['volume']) == found[-1].key:
-                    found.pop()
+            elif _declined(line) and key in newest:
+                del found[newest.pop(key)]
     except (KeyError, TypeError):
         raise exceptions.DrpError(
             _("the journal of run '%s' is damaged") % path
         ) from None
-    return found
+    return list(found.values())
 
 
 def _declined(line: journal.Entry) -> bool:

@@ -93,7 +93,36 @@ def judge(pair: facts.Pair, seen: facts.Observation) -> rules.Verdict:
         return verdict._replace(
             action=rules.Action.FLAG, reason=reason % backend(pair.volume)
         )
+    if verdict.action in _TAKES and _frees_what_is_mapped(pair):
+        return verdict._replace(
+            action=rules.Action.FLAG,
+            reason=_(
+                'nothing else would keep the volume from being available, '
+                'and nova maps it for %s'
+            )
+            % ', '.join(sorted({m.server_id for m in pair.other_mappings})),
+        )
     return verdict
+
+
+_TAKES = frozenset({rules.Action.RELEASE, rules.Action.RESET})
+
+
+def _frees_what_is_mapped(pair: facts.Pair) -> bool:
+    """Whether the volume would be available while a server maps it.
+
+    db/write.py would refuse it; so the plan says so (DESIGN 5).
+    """
+    return (
+        pair.volume is not None
+        and pair.volume.status != 'available'
+        and pair.named is None
+        and not pair.other_rows
+        and any(
+            m.attachment_id is not None or m.connected is not False
+            for m in pair.other_mappings
+        )
+    )
 
 
 def _by_api(one: Judged) -> Judged:

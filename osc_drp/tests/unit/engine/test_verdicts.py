@@ -12,6 +12,7 @@
 
 """Verdicts on a whole cloud, and the words that a person reads."""
 
+import dataclasses
 import unittest
 
 from osc_drp.engine import facts
@@ -207,3 +208,35 @@ class TestWords(unittest.TestCase):
         self.assertEqual(3, len(lines))
         self.assertIn('on compute1: nova-manage', lines[1])
         self.assertEqual((), verdicts.advice([self.judged()]))
+
+
+class TestNothingMappedIsFreed(unittest.TestCase):
+    """The last row of a volume that another server maps is not taken."""
+
+    def judge(self, **changes):
+        leftover = build.pair(
+            mappings=(),
+            rows=(build.row(attach_status='attaching'),),
+            volume=build.volume(status='in-use', multiattach=True),
+            other_mappings=(build.mapping('s2', connected=False),),
+        )
+        pair = dataclasses.replace(leftover, **changes)
+        return verdicts.judge(pair, build.seen())
+
+    def test_flagged(self):
+        verdict = self.judge()
+        self.assertEqual('R4', verdict.rule)
+        self.assertIs(rules.Action.FLAG, verdict.action)
+        self.assertIn('nova maps it for s2', verdict.reason)
+
+    def test_something_else_keeps_it(self):
+        self.assertIs(
+            rules.Action.RELEASE,
+            self.judge(other_rows=(build.row('s2'),)).action,
+        )
+
+    def test_a_blank_mapping_is_none(self):
+        blank = build.mapping('s2', connected=False, attachment_id=None)
+        self.assertIs(
+            rules.Action.RELEASE, self.judge(other_mappings=(blank,)).action
+        )
