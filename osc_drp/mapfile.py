@@ -36,19 +36,17 @@ writer wrote and nothing else. Every error is a
 field. No secret and no connection_info is ever in a map (DESIGN 8).
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import re
 import sys
-import tempfile
 import typing as ty
 
 from osc_drp.engine import facts
 from osc_drp import exceptions
+from osc_drp import newfile
 from osc_drp.i18n import _
 
 FORMAT = 'osc-drp map'
@@ -97,7 +95,7 @@ def write(cloud_map: facts.CloudMap, path: str) -> str:
         sys.stdout.flush()
         return digest
     try:
-        _write_aside(data, path)
+        newfile.write(data, path)
     except FileExistsError:
         raise _exists(path) from None
     except OSError as exc:
@@ -173,48 +171,6 @@ def _digest(data: bytes) -> str:
     found = _TAIL.search(data)
     assert found is not None
     return found[1].decode('ascii')
-
-
-def _write_aside(data: bytes, path: str) -> None:
-    """Write, sync, compare, link, sync the directory."""
-    directory, name = os.path.split(os.path.abspath(path))
-    handle, aside = tempfile.mkstemp('.part', f'.{name}.', directory)
-    try:
-        with open(handle, 'wb') as stream:
-            os.fchmod(handle, 0o600)
-            stream.write(data)
-            stream.flush()
-            os.fsync(handle)
-        with open(aside, 'rb') as stream:
-            if stream.read() != data:
-                raise OSError(errno.EIO, _('it reads back differently'))
-        _publish(aside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _publish(aside: str, path: str) -> None:
-    """Give the file its name unless that is taken.
-
-    Some file systems have no hard links: there the name is taken first, by
-    an empty file, which no reader mistakes for a map.
-    """
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        raise
-    except OSError as exc:
-        if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-            raise
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        os.close(os.open(path, flags, 0o600))
-        os.replace(aside, path)
 
 
 def _exists(path: str) -> exceptions.MapError:

@@ -21,6 +21,7 @@ from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import plan
 from osc_drp.engine import recover
+from osc_drp.engine import timeline
 
 
 class Reporter:
@@ -49,6 +50,10 @@ _RESULTS = {
 COLUMNS = ('Server', 'Server ID', 'Volume ID', 'Device', 'Result', 'Reason')
 STEP_COLUMNS = ('Step', *COLUMNS)
 SERVER_COLUMNS = ('Server', 'Server ID', 'Host', 'Result', 'Reason')
+ATTEMPT_COLUMNS = (
+    *('Begun', 'Seconds', 'Server', 'Server ID', 'Volume ID'),
+    *('Step', 'Result', 'Reason'),
+)
 
 
 def _result(item: plan.Item, outcome: apply.Outcome | None) -> tuple[str, str]:
@@ -127,6 +132,28 @@ def server_rows(
             *_result(i, by_server.get(i.server_id)),
         )
         for i in items
+    ]
+
+
+def attempt_rows(found: timeline.Timeline) -> list[tuple[str, ...]]:
+    """Give one row per attempt and per note, for ATTEMPT_COLUMNS."""
+    rows = [
+        (
+            b.span.begun,
+            f'{b.span.seconds:.1f}',
+            found.names.get(b.server_id, ''),
+            b.server_id,
+            b.volume_id,
+            b.action,
+            b.status,
+            b.what,
+        )
+        for b in found.bars
+    ]
+    rows += [(n.at, '', '', '', '', n.event, '', n.text) for n in found.notes]
+    return [
+        (row[0].isoformat(timespec='seconds'), *row[1:])
+        for row in sorted(rows, key=lambda r: r[0])
     ]
 
 

@@ -248,6 +248,7 @@ class RestoreAttachments(base.DrpLister):
         from osc_drp.engine import apply
         from osc_drp.engine import plan
         from osc_drp.engine import restore
+        from osc_drp.engine import session
         from osc_drp import mapfile
         from osc_drp import report
 
@@ -283,10 +284,13 @@ class RestoreAttachments(base.DrpLister):
                     parsed_args.auto_approve,
                 )
             # what an earlier run began is waited for
-            count += sum(i.do is plan.Do.WAIT for i in items)
-            if count and not parsed_args.dry_run:
+            does = {*plan.ACTING, plan.Do.WAIT}
+            ids = [i.server_id for i in items if i.do in does]
+            if ids and not parsed_args.dry_run:
                 with held.journal() as run, progress:
-                    step = progress.step(_('attaching volumes'), count)
+                    names = report.names(cloud_map, job.seen)
+                    session.announce(run, 'attach', ids, names)
+                    step = progress.step(_('attaching volumes'), len(ids))
                     outcomes = job.carry_out(items, run, step)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)

@@ -34,6 +34,11 @@ EXIT_CODES = _(
     'refused by a safety check, nothing changed; 130 interrupted.'
 )
 
+#: The names of the cloud where nobody named one.
+NO_CLOUD = frozenset({'envvars', 'defaults'})
+#: What options and arguments are called that are looked for from here.
+PATHS = frozenset({'<file>', '<directory>'})
+
 Rows: ty.TypeAlias = collections.abc.Iterable[tuple[ty.Any, ...]]
 Table: ty.TypeAlias = tuple[tuple[str, ...], Rows]
 
@@ -45,15 +50,22 @@ class _Base(command.Command):
     # it (cloud.session.connect), nobody needs it to be able to start.
     auth_required = False
 
+    _parser: argparse.ArgumentParser | None = None
+
     #: What a command that prints its table nevertheless ends with.
     exit_code = exceptions.DONE
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.epilog = EXIT_CODES
+        # cliff's: how the table is printed
+        self._foreign = {a.dest for a in parser._actions}
+        self._parser = parser
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
+        if self._parser:
+            parsed_args.again = self._words(self._parser, parsed_args)
         try:
             code = super().run(parsed_args)
         except exceptions.DrpError as error:
@@ -66,6 +78,39 @@ class _Base(command.Command):
             )
             return exceptions.INTERRUPTED
         return code or self.exit_code
+
+    def _words(
+        self, parser: argparse.ArgumentParser, parsed_args: argparse.Namespace
+    ) -> list[str]:
+        """Give the command again, as it has to be typed anywhere.
+
+        From what was parsed, not from what was typed: a global option may
+        have been a password. Without --auto-approve: then it asks.
+        """
+        words = ['openstack']
+        name = cloud_name(self.app)
+        if name not in NO_CLOUD:
+            words += ['--os-cloud', name]
+        words += (self.cmd_name or '').split()
+        given: list[str] = []
+        for action in parser._actions:
+            value = getattr(parsed_args, action.dest, None)
+            if action.dest in {*self._foreign, 'dry_run', 'auto_approve'}:
+                continue
+            if value == action.default:
+                continue
+            if action.nargs == 0:
+                words.append(action.option_strings[0])
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                text = str(one)
+                if action.metavar in PATHS and text != '-':
+                    text = os.path.abspath(text)
+                if action.option_strings:
+                    words += [action.option_strings[0], text]
+                else:
+                    given.append(text)
+        return words + given
 
 
 class DrpCommand(_Base):
@@ -107,6 +152,11 @@ def add_change(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help=_('Do not ask (needed where there is no terminal)'),
     )
+    add_run_dir(parser)
+
+
+def add_run_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the journals are."""
     parser.add_argument(
         '--run-dir',
         metavar='<directory>',
@@ -408,6 +458,7 @@ def session(
             **subject,
         },
         say,
+        getattr(parsed_args, 'again', ()),
     )
 
 

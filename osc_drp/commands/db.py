@@ -39,6 +39,9 @@ def _add_dead_hosts(parser: argparse.ArgumentParser) -> None:
 class _Writer(base.DrpLister):
     """A command that plans, asks, writes rows, and shows what became of it."""
 
+    #: What its outcomes are of, in the journal.
+    action: str
+
     def _carry_out(
         self,
         parsed_args: argparse.Namespace,
@@ -59,6 +62,7 @@ class _Writer(base.DrpLister):
         """
         from osc_drp import report
         from osc_drp.engine import plan
+        from osc_drp.engine import session
 
         dry_run = parsed_args.dry_run
         outcomes: ty.Any = []
@@ -75,6 +79,12 @@ class _Writer(base.DrpLister):
             if acting and not dry_run:
                 base.confirm(*question(acting), parsed_args.auto_approve)
                 with held.journal() as run, progress:
+                    session.announce(
+                        run,
+                        self.action,
+                        [i.server_id for i in acting],
+                        report.names(cloud_map, job.seen),
+                    )
                     step = progress.step(_('changing records'), len(acting))
                     outcomes = job.carry_out(items, run, step)
         for line in job.advice():
@@ -95,6 +105,8 @@ class ResetDatabase(_Writer):
     A cloud whose records agree needs no reset: starting the servers is the
     whole recovery.
     """
+
+    action = 'reset'
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -191,6 +203,8 @@ class RepairDatabase(_Writer):
     before; what no rule knows is listed, and left to a person.
     """
 
+    action = 'repair'
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument(
@@ -251,6 +265,8 @@ class UndoDatabase(_Writer):
     nothing since, and nobody else got the volume. All others are refused
     and listed. A repair of a volume that was available is never undone.
     """
+
+    action = 'undo'
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

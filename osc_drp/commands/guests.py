@@ -64,6 +64,7 @@ class RebootGuests(base.DrpLister):
         from osc_drp.cloud import client
         from osc_drp.engine import apply
         from osc_drp.engine import plan
+        from osc_drp.engine import session
         from osc_drp import exceptions
         from osc_drp import report
 
@@ -95,6 +96,12 @@ class RebootGuests(base.DrpLister):
                     parsed_args.auto_approve,
                 )
                 with held.journal() as run, progress:
+                    session.announce(
+                        run,
+                        'guest reboot',
+                        [i.server_id for i in items if i.do in plan.ACTING],
+                        report.names(cloud_map, job.seen),
+                    )
                     step = progress.step(_('rebooting guests'), count)
                     outcomes = job.carry_out(items, run, step)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)

@@ -50,6 +50,7 @@ class RestartServers(base.DrpLister):
         from osc_drp import report
         from osc_drp.engine import apply
         from osc_drp.engine import plan
+        from osc_drp.engine import session
 
         cloud_map = mapfile.read(parsed_args.file)
         plan.check_map(cloud_map, parsed_args.lost_at)
@@ -74,6 +75,12 @@ class RestartServers(base.DrpLister):
                     parsed_args.auto_approve,
                 )
                 with held.journal() as run, progress:
+                    session.announce(
+                        run,
+                        'restart',
+                        [i.server_id for i in items if i.do in plan.ACTING],
+                        report.names(cloud_map, job.seen),
+                    )
                     step = progress.step(_('starting servers'), count)
                     outcomes = job.carry_out(items, run, step)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)

@@ -21,6 +21,7 @@ mode 0700, with one file of JSON lines. Every line is on the disk (fsync)
 before ``write`` returns. No secret is ever written.
 """
 
+import collections.abc
 import datetime
 import fcntl
 import json
@@ -35,6 +36,10 @@ from osc_drp.i18n import _
 
 FILE = 'journal.jsonl'
 LOCK = 'lock'
+#: What files are locked on this machine (proc(5)).
+LOCKS = pathlib.Path('/proc/locks')
+#: How often to look there: the list may skip a line while it changes.
+LOOKS = 5
 _STAMP = '%Y%m%dT%H%M%SZ'
 
 Entry: ty.TypeAlias = dict[str, ty.Any]
@@ -157,6 +162,14 @@ def late_attaches(entries: list[Entry]) -> frozenset[str]:
     return frozenset(late)
 
 
+def _locked(node: int) -> bool:
+    """Whether the kernel lists a lock on a file, by its inode."""
+    return any(
+        line.split()[1] == 'FLOCK' and f':{node} ' in line
+        for line in LOCKS.read_text().splitlines()
+    )
+
+
 class RunDirectory:
     """The directory of all runs on one cloud, held by one run at a time."""
 
@@ -204,6 +217,21 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
+    def holder(self) -> str:
+        """Tell who has the lock, without touching it; '' if nobody.
+
+        The kernel knows: the note in the file outlives a killed run. A
+        holder in another container, or on another machine, is not seen.
+        """
+        path = self.path / LOCK
+        try:
+            node = path.stat().st_ino
+            note = path.read_text(errors='replace').strip()
+            held = any(_locked(node) for _attempt in range(LOOKS))
+        except OSError:
+            return ''
+        return note if held else ''
+
     def runs(self) -> list[pathlib.Path]:
         """List the runs, oldest first."""
         if not self.path.is_dir():
@@ -223,11 +251,17 @@ class RunDirectory:
             % {'name': name, 'path': self.path}
         )
 
-    def begin(self, command: str, subject: dict[str, ty.Any]) -> Run:
+    def begin(
+        self,
+        command: str,
+        subject: dict[str, ty.Any],
+        again: collections.abc.Sequence[str] = (),
+    ) -> Run:
         """Open a new run's journal.
 
         :param subject: what it is about (the map, the selection), by which
             the same command finds its unfinished run again
+        :param again: the command, in words, for who reads the journal
         """
         name = '{}-{}-{}'.format(
             self._stamp(), command.replace(' ', '-'), secrets.token_hex(2)
@@ -243,7 +277,7 @@ class RunDirectory:
                 _('cannot make the journal %(path)s: %(error)s')
                 % {'path': path, 'error': error.strerror}
             ) from error
-        run.write('begin', command=command, subject=subject)
+        run.write('begin', command=command, subject=subject, again=list(again))
         return run
 
     def _stamp(self) -> str:

@@ -64,7 +64,12 @@ class Session:
         command: str,
         subject: dict[str, ty.Any],
         say: ports.Say,
+        again: collections.abc.Sequence[str] = (),
     ) -> None:
+        """Prepare.
+
+        :param again: the command, in words, for who reads the journal
+        """
         self.runs = journal.RunDirectory(directory)
         self._command = command
         self._subject = subject
@@ -72,6 +77,7 @@ class Session:
         #: Leave the run unfinished, for the same command to go on with it.
         self.keep_open = False
         self.say = say
+        self._again = again
 
     @contextlib.contextmanager
     def held(self, dry_run: bool = False) -> collections.abc.Iterator[None]:
@@ -133,10 +139,10 @@ class Session:
         unfinished = self.unfinished()
         if unfinished:
             run = journal.Run(unfinished)
-            run.write('resume')
+            run.write('resume', again=list(self._again))
             self.say(_('going on with run %s') % run.id)
         else:
-            run = self.runs.begin(self._command, self._subject)
+            run = self.runs.begin(self._command, self._subject, self._again)
             self.say(_('run %s') % run.path)
         try:
             with _signals_interrupt():
@@ -145,3 +151,18 @@ class Session:
                 run.write('end')
         finally:
             run.close()
+
+
+def announce(
+    run: journal.Run,
+    step: str,
+    server_ids: collections.abc.Sequence[str],
+    names: collections.abc.Mapping[str, str],
+) -> None:
+    """Write down what is planned, for who reads the journal (runs show).
+
+    :param step: the action that the outcomes will have
+    :param server_ids: one for each object: a server with two volumes twice
+    """
+    run.write('plan', steps={step: len(server_ids)})
+    run.write('names', servers={s: names[s] for s in server_ids if s in names})

@@ -35,6 +35,7 @@ HOMES = {
     'openstack': 'cloud/',
     'keystoneauth1': 'cloud/',
     'rich': 'progress.py',
+    'jinja2': 'page.py',
 }
 #: Pure: what they decide can be tested without a cloud.
 PURE = (
@@ -42,6 +43,7 @@ PURE = (
     'engine/kept.py',
     'engine/plan.py',
     'engine/rules.py',
+    'engine/timeline.py',
     'engine/verdicts.py',
 )
 PURE_MAY = ('osc_drp.engine', 'osc_drp.exceptions', 'osc_drp.i18n')
@@ -52,6 +54,8 @@ LAZY = (
     'osc_drp.engine',
     'osc_drp.hosts',
     'osc_drp.mapfile',
+    'osc_drp.newfile',
+    'osc_drp.page',
     'osc_drp.progress',
     'osc_drp.report',
     'jinja2',

@@ -34,6 +34,8 @@ FORBIDDEN = (
     'osc_drp.engine',
     'osc_drp.hosts',
     'osc_drp.mapfile',
+    'osc_drp.newfile',
+    'osc_drp.page',
     'osc_drp.progress',
     'osc_drp.report',
     'pymysql',

@@ -138,6 +138,60 @@ class Lists(base.DrpLister):
         return ('Name',), [('x',)]
 
 
+class Words(base.DrpLister):
+    """A command with all kinds of options."""
+
+    def take_action(self, parsed_args):
+        """Do nothing."""
+
+    def get_parser(self, prog_name):
+        parser = super().get_parser(prog_name)
+        parser.add_argument('file', metavar='<file>', nargs='?')
+        base.add_selection(parser)
+        base.add_change(parser)
+        base.add_lanes(parser, 'x')
+        parser.add_argument('--classic', action='store_true')
+        return parser
+
+
+class TestWords(unittest.TestCase):
+    """The command again, for the journal."""
+
+    def words(self, line, cloud='prod'):
+        app = mock.Mock(cloud=types.SimpleNamespace(name=cloud))
+        command = Words(app, None, cmd_name='drp test')
+        parser = command.get_parser('x')
+        return command._words(parser, parser.parse_args(line.split()))
+
+    def test_only_what_is_ours_and_was_given(self):
+        self.assertEqual(
+            [
+                *('openstack', '--os-cloud', 'prod', 'drp', 'test'),
+                *('--server', 'a', '--server', 'b'),
+                *('--parallel', '3', '--classic', '/m'),
+            ],
+            self.words(
+                '--server a --server b --parallel 3 --per-host 4 --classic '
+                '--auto-approve -f json --max-width 7 /m'
+            ),
+        )
+
+    def test_paths_are_found_from_anywhere(self):
+        here = os.getcwd()
+        self.assertEqual(
+            [*('--run-dir', f'{here}/runs'), f'{here}/m'],
+            self.words('m --run-dir runs')[5:],
+        )
+        # standard input stays what it is
+        self.assertEqual(['-'], self.words('-')[5:])
+
+    def test_a_cloud_without_a_name(self):
+        for name in 'envvars', 'defaults', None:
+            self.assertEqual(
+                ['openstack', 'drp', 'test'], self.words('', name)
+            )
+
+
 class TestErrors(unittest.TestCase):
     """One sentence, and the exit code."""
 
@@ -323,6 +377,7 @@ class TestOptions(unittest.TestCase):
                     'volumes': [],
                 },
             },
+            (),
         )
 
     def test_help_tells_the_exit_codes(self):

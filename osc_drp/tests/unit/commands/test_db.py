@@ -106,7 +106,10 @@ class TestResetDatabase(unittest.TestCase):
         )
         self.assertEqual([('s1', 'v1'), ('s2', 'v2')], self.databases.resets)
         self.assertEqual(
-            ['begin', 'old', 'outcome', 'old', 'outcome', 'verified', 'end'],
+            [
+                *('begin', 'plan', 'names', 'old', 'outcome'),
+                *('old', 'outcome', 'verified', 'end'),
+            ],
             self.events(),
         )
 
@@ -183,7 +186,9 @@ class TestResetDatabase(unittest.TestCase):
         self.assertEqual({'done'}, {r['Result'] for r in rows})
         self.assertIn('going on with run', self.err.getvalue())
         events = self.events()
-        self.assertEqual(['begin', 'old', 'resume'], events[:3])
+        self.assertEqual(
+            ['begin', 'plan', 'names', 'old', 'resume', 'plan'], events[:6]
+        )
         self.assertEqual('end', events[-1])
 
     def test_grants_are_checked_first(self):
