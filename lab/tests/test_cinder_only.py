@@ -40,6 +40,8 @@ def test_the_whole_way(the_map, lost, data):
     before = labkit.dump_all()
     assert named(results(*RESET, '--dry-run'))['web1', 'web1-data'] == 'would reset'
     assert labkit.diff_dumps(before, labkit.dump_all(), REVIEWED) == []
+    told = rows(*RESET, '--dry-run', '--server', 'cl1', rc=3)       # G10: its other server is not selected
+    assert [r['Result'] for r in told] == ['open'] and 'has the volume too' in told[0]['Reason']
     with labkit.statements() as sent:
         result = labkit.drp(*RESET, *APPROVED)
     assert 'hard reboot' in result.err and 'nova' not in ' '.join(s for s in sent if s.startswith('UPDATE'))

@@ -1,4 +1,4 @@
-"""A real Galera node (Debian's galera-4) that is not part of its cluster: 1047, waited for with a message, and not for ever.
+"""A real Galera node (Debian's galera-4) that is not part of its cluster: 1047, waited for with a message, and not for ever; and TLS.
 
 The node is a mariadbd of the test's own, on a copy of the lab's databases. It leaves its cluster by joining one that nobody
 answers for, and comes back as operators do it: pc.bootstrap. That takes its clients' connections; where they must stay, as when
@@ -13,6 +13,7 @@ import time
 from unittest import mock
 
 import labkit
+from osc_drp import exceptions
 from osc_drp.db import config
 from osc_drp.db import engines
 from osc_drp.db import read
@@ -32,7 +33,18 @@ class Node:
         self.home = home
         self.socket = home / 'socket'
 
+    def certify(self):
+        """A CA of its own, and a certificate for 127.0.0.1."""
+        for command in (
+                'req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca',
+                'req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=node',
+                'x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem -days 2 -extfile names',
+                'req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 2 -subj /CN=ca'):
+            (self.home / 'names').write_text('subjectAltName=IP:127.0.0.1\n')
+            subprocess.run(['openssl', *command.split()], cwd=self.home, check=True, capture_output=True, timeout=60)
+
     def start(self):
+        self.certify()
         subprocess.run(['mariadb-install-db', '--no-defaults', f'--datadir={self.home}/data', '--user=root', '--skip-test-db',
                         '--auth-root-authentication-method=normal'], check=True, capture_output=True, timeout=120)
         options = f'base_port={GROUP};gmcast.listen_addr=tcp://127.0.0.1:{GROUP};ist.recv_addr=127.0.0.1:{TRANSFER}'
@@ -41,6 +53,7 @@ class Node:
                 'mariadbd', '--no-defaults', '--user=root', f'--datadir={self.home}/data', f'--socket={self.socket}',
                 f'--port={PORT}', '--bind-address=127.0.0.1', f'--pid-file={self.home}/pid', '--skip-name-resolve',
                 '--binlog-format=ROW', '--innodb-autoinc-lock-mode=2', '--innodb-buffer-pool-size=32M',
+                f'--ssl-ca={self.home}/ca.pem', f'--ssl-cert={self.home}/cert.pem', f'--ssl-key={self.home}/key.pem',
                 '--wsrep-on=ON', f'--wsrep-provider={PROVIDER}', '--wsrep-cluster-address=gcomm://', '--wsrep-cluster-name=test',
                 f'--wsrep-node-address=127.0.0.1:{GROUP}', f'--wsrep-provider-options={options}'],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -159,3 +172,26 @@ def test_it_is_not_waited_for_for_ever(node):
     assert str(e.value).startswith('The Galera node at 127.0.0.1') and time.monotonic() - began < 60
     node.reject('NONE')
     assert node.status() == 'detaching'
+
+
+def test_tls_of_the_url(node):
+    """ssl_ca in a URL: encrypted, and refused where another CA signed the server's certificate."""
+    def cipher(parameters):
+        (node.home / 'tls.conf').write_text(pathlib.Path(node.cinder).read_text().rstrip() + parameters + '\n')
+        with engines.open_databases(config.load_cinder([str(node.home / 'tls.conf')])) as dbs, dbs.cinder.connect() as c:
+            return c.exec_driver_sql("SHOW STATUS LIKE 'Ssl_cipher'").one()[1]
+
+    assert cipher('?ssl_disabled=true') == ''
+    assert cipher(f'?ssl_ca={node.home}/ca.pem') != ''
+    with pytest.raises(exceptions.DatabaseError) as e:
+        cipher(f'?ssl_ca={node.home}/other.pem')
+    assert 'the cinder database' in str(e.value) and 'secret' not in str(e.value), e.value
+    # a server that wants TLS, and a URL that forbids it
+    node.sql("ALTER USER drp@'%' REQUIRE SSL")
+    try:
+        assert cipher(f'?ssl_ca={node.home}/ca.pem') != ''
+        with pytest.raises(exceptions.DatabaseError) as e:
+            cipher('?ssl_disabled=true')
+        assert 'refuses' in str(e.value), e.value
+    finally:
+        node.sql("ALTER USER drp@'%' REQUIRE NONE")
