@@ -405,6 +405,23 @@ def guests(
     )
 
 
+def find_server(seen: ty.Any, wanted: str) -> ty.Any:
+    """Find a server by its id or its only name.
+
+    :raises DrpError: there is none, or more than one
+    """
+    if wanted in seen.servers:
+        return seen.servers[wanted]
+    found = [s for s in seen.servers.values() if s.name == wanted]
+    if not found:
+        raise exceptions.DrpError(_("there is no server '%s'") % wanted)
+    if len(found) > 1:
+        raise exceptions.DrpError(
+            _("more than one server is named '%s': use its id") % wanted
+        )
+    return found[0]
+
+
 def selection(parsed_args: argparse.Namespace) -> ty.Any:
     """Give the plan.Selection that the options name."""
     from osc_drp.engine import plan

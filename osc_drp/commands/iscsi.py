@@ -50,36 +50,6 @@ class _Iscsi(base.DrpLister):
         shell = ssh.Ssh(parsed_args.ssh_config, parsed_args.ssh_user)
         return iscsi.Host(shell, parsed_args.host)
 
-    def _carried(
-        self,
-        host: 'iscsi.Host',
-        cloud: ty.Any,
-        seen: 'facts.Observation',
-        name: str,
-    ) -> 'list[iscsi.Carried]':
-        """Read the sessions and find out what each carries."""
-        from osc_drp.engine import facts
-        from osc_drp.hosts import iscsi
-
-        sessions, serials = host.sessions()
-        here = {s.id for s in seen.servers.values() if s.host == name}
-        rows = facts.group(
-            (r for r in seen.rows if r.server_id in here and not r.deleted),
-            lambda r: r.volume_id,
-        )
-        targets: dict[str, frozenset[facts.Target]] = {}
-        if sessions:
-            targets = {
-                volume_id: frozenset().union(
-                    *(cloud.targets(r.id) for r in found)
-                )
-                for volume_id, found in rows.items()
-            }
-        volume_ids = {p.volume_id for p in facts.pairs(seen)}
-        return [
-            iscsi.carried(s, serials, volume_ids, targets) for s in sessions
-        ]
-
 
 class ListIscsi(_Iscsi):
     _description = _(
@@ -92,10 +62,11 @@ class ListIscsi(_Iscsi):
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp.cloud import client
         from osc_drp.engine import facts
+        from osc_drp.hosts import iscsi
 
         cloud = client.connect(self.app)
         seen = cloud.observe()
-        found = self._carried(
+        found = iscsi.read_carried(
             self._host(parsed_args), cloud, seen, parsed_args.host
         )
         users = facts.group(facts.pairs(seen), lambda p: p.volume_id)
@@ -274,7 +245,7 @@ class LogoutIscsi(_Iscsi):
 
         cloud = client.connect(self.app)
         seen = cloud.observe()
-        server = _server(seen, parsed_args.server)
+        server = base.find_server(seen, parsed_args.server)
         host = self._host(parsed_args)
         progress = base.progress(self.app)
         number = parsed_args.session
@@ -291,7 +262,9 @@ class LogoutIscsi(_Iscsi):
         with held.held(parsed_args.dry_run):
             found = {
                 one.session.id: one
-                for one in self._carried(host, cloud, seen, parsed_args.host)
+                for one in iscsi.read_carried(
+                    host, cloud, seen, parsed_args.host
+                )
             }
             if number in found:
                 one = found[number]
@@ -379,19 +352,3 @@ def _session_of(host: 'iscsi.Host', portal: str, target: str) -> bool:
         s.target == target and iscsi.same_portal(portal, s.portal)
         for s in sessions
     )
-
-
-def _server(seen: 'facts.Observation', wanted: str) -> 'facts.Server':
-    """Find a server by its id or its only name."""
-    from osc_drp import exceptions
-
-    if wanted in seen.servers:
-        return seen.servers[wanted]
-    found = [s for s in seen.servers.values() if s.name == wanted]
-    if not found:
-        raise exceptions.DrpError(_("there is no server '%s'") % wanted)
-    if len(found) > 1:
-        raise exceptions.DrpError(
-            _("more than one server is named '%s': use its id") % wanted
-        )
-    return found[0]

@@ -206,15 +206,23 @@ class Guests:
         return found
 
     def look(
-        self, server: facts.Server, script: str = ''
+        self,
+        server: facts.Server,
+        script: str = '',
+        values: collections.abc.Mapping[str, str] | None = None,
+        limit: float | None = None,
     ) -> dict[str, list[str]]:
         """Run a script that only reads, on this server and no other.
 
+        :param values: variables for the script, whatever is in them
+        :param limit: seconds for all of it
         :returns: what it said, by its sections
         :raises SshError: it cannot be reached, or it is another machine
         """
         target = self.target(server)
-        answer = self._shell.run(target, script + IDENTITY, self._limit)
+        answer = self._shell.run(
+            target, script + IDENTITY, limit or self._limit, values
+        )
         sections = answer.sections()
         self._check(server, target, sections)
         return sections

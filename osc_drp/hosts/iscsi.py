@@ -25,6 +25,7 @@ import re
 
 from osc_drp import exceptions
 from osc_drp.engine import facts
+from osc_drp.engine import ports
 from osc_drp.hosts import guests
 from osc_drp.hosts import parse
 from osc_drp.hosts import ssh
@@ -271,6 +272,11 @@ def prove(
         )
 
 
+#: Seconds for iscsiadm: it waits up to 120 s for a login by itself (open-
+#: iscsi 2.1.8 iscsid.conf, node.session.initial_login_retry_max).
+LIMIT = 180.0
+
+
 class Host:
     """One host's iscsiadm."""
 
@@ -334,6 +340,25 @@ class Host:
         raise exceptions.SshError(f'{self._target.host}: iscsiadm: {why}')
 
 
-#: Seconds for iscsiadm: it waits up to 120 s for a login by itself (open-
-#: iscsi 2.1.8 iscsid.conf, node.session.initial_login_retry_max).
-LIMIT = 180.0
+def read_carried(
+    host: Host, cloud: ports.Cloud, seen: facts.Observation, name: str
+) -> list[Carried]:
+    """Read a host's sessions and find out what each carries.
+
+    :param name: nova's name of the host
+    :raises SshError: nobody gets in, or iscsiadm does not tell
+    """
+    found, serials = host.sessions()
+    here = {s.id for s in seen.servers.values() if s.host == name}
+    rows = facts.group(
+        (r for r in seen.rows if r.server_id in here and not r.deleted),
+        lambda r: r.volume_id,
+    )
+    targets: dict[str, frozenset[facts.Target]] = {}
+    if found:
+        targets = {
+            volume_id: frozenset().union(*(cloud.targets(r.id) for r in group))
+            for volume_id, group in rows.items()
+        }
+    volume_ids = {p.volume_id for p in facts.pairs(seen)}
+    return [carried(s, serials, volume_ids, targets) for s in found]
