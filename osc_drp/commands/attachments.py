@@ -285,12 +285,12 @@ class RestoreAttachments(base.DrpLister):
                 )
             # what an earlier run began is waited for
             does = {*plan.ACTING, plan.Do.WAIT}
-            ids = [i.server_id for i in items if i.do in does]
-            if ids and not parsed_args.dry_run:
+            count = sum(i.do in does for i in items)
+            if count and not parsed_args.dry_run:
                 with held.journal() as run, progress:
                     names = report.names(cloud_map, job.seen)
-                    session.announce(run, 'attach', ids, names)
-                    step = progress.step(_('attaching volumes'), len(ids))
+                    session.announce(run, 'attach', items, names, does)
+                    step = progress.step(_('attaching volumes'), count)
                     outcomes = job.carry_out(items, run, step)
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)

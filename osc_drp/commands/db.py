@@ -82,7 +82,7 @@ class _Writer(base.DrpLister):
                     session.announce(
                         run,
                         self.action,
-                        [i.server_id for i in acting],
+                        items,
                         report.names(cloud_map, job.seen),
                     )
                     step = progress.step(_('changing records'), len(acting))

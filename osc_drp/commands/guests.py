@@ -99,7 +99,7 @@ class RebootGuests(base.DrpLister):
                     session.announce(
                         run,
                         'guest reboot',
-                        [i.server_id for i in items if i.do in plan.ACTING],
+                        items,
                         report.names(cloud_map, job.seen),
                     )
                     step = progress.step(_('rebooting guests'), count)

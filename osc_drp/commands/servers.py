@@ -78,7 +78,7 @@ class RestartServers(base.DrpLister):
                     session.announce(
                         run,
                         'restart',
-                        [i.server_id for i in items if i.do in plan.ACTING],
+                        items,
                         report.names(cloud_map, job.seen),
                     )
                     step = progress.step(_('starting servers'), count)

@@ -41,6 +41,7 @@ from osc_drp.engine import reset
 from osc_drp.engine import restart
 from osc_drp.engine import restore
 from osc_drp.engine import rules
+from osc_drp.engine import session
 from osc_drp.engine import units
 from osc_drp.engine import verdicts
 from osc_drp.engine import waves
@@ -323,6 +324,7 @@ class Recover:
             'names',
             servers={s.id: s.name for s in self.seen.servers.values()},
         )
+        session.list_open(run, (i for s in steps for i in s.items))
         try:
             repaired = self._do_repair(planned[REPAIR], run)
             taken = self._do_reset(planned[RESET], run)

@@ -24,6 +24,7 @@ import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.engine import journal
+from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.i18n import _
 
@@ -156,13 +157,33 @@ class Session:
 def announce(
     run: journal.Run,
     step: str,
-    server_ids: collections.abc.Sequence[str],
+    items: collections.abc.Iterable[plan.Item],
     names: collections.abc.Mapping[str, str],
+    does: collections.abc.Container[plan.Do] = plan.ACTING,
 ) -> None:
     """Write down what is planned, for who reads the journal (runs show).
 
     :param step: the action that the outcomes will have
-    :param server_ids: one for each object: a server with two volumes twice
+    :param does: what counts as planned
     """
-    run.write('plan', steps={step: len(server_ids)})
-    run.write('names', servers={s: names[s] for s in server_ids if s in names})
+    items = list(items)
+    acting = [i for i in items if i.do in does]
+    run.write('plan', steps={step: len(acting)})
+    ids = {i.server_id for i in items}
+    run.write('names', servers={s: n for s, n in names.items() if s in ids})
+    list_open(run, (i for i in items if i.do not in does))
+
+
+def list_open(
+    run: journal.Run, items: collections.abc.Iterable[plan.Item]
+) -> None:
+    """Write down what needs a person and is not acted on."""
+    unsure = (plan.Do.FLAG, plan.Do.WAIT, plan.Do.PROVE)
+    run.write(
+        'open',
+        items=[
+            {'server': i.server_id, 'volume': i.volume_id, 'what': i.reason}
+            for i in items
+            if i.do in unsure
+        ],
+    )

@@ -36,7 +36,7 @@ ACTION_OF = {'start': 'restart', 'guest': 'guest reboot'}
 
 _OF_BARS = frozenset({'intent', 'before', 'old', 'sent', 'outcome'})
 _OF_RUNS = frozenset(
-    {'begin', 'resume', 'end', 'plan', 'names', 'wave', 'step'}
+    {'begin', 'resume', 'end', 'plan', 'names', 'open', 'wave', 'step'}
 )
 _LOCKED = frozenset({'lock', 'locked'})
 
@@ -70,6 +70,11 @@ class Bar:
     what: str
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """What it is an attempt at."""
+        return self.action, self.server_id, self.volume_id
+
+    @property
     def well(self) -> bool:
         """Whether nobody needs to look."""
         return self.status in (apply.DONE, apply.LEFT)
@@ -89,6 +94,15 @@ class Wave:
 
     number: str
     server_ids: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flag:
+    """What the run did not touch, because a person must look first."""
+
+    server_id: str
+    volume_id: str
+    what: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,6 +133,11 @@ class Timeline:
     names: collections.abc.Mapping[str, str]
     #: What was planned last and never begun, by action.
     untried: collections.abc.Mapping[str, int]
+    #: What was left to a person when it was planned last.
+    flags: tuple[Flag, ...]
+    #: Attempts that were cut short, and not taken up when the run went on:
+    #: it saw nothing to do there any more, or flagged them.
+    dropped: tuple[Bar, ...]
     #: Servers that are still locked by this run.
     locked: tuple[str, ...]
     #: The command again, in words; journals of older versions have none.
@@ -132,8 +151,8 @@ class Timeline:
     @property
     def latest(self) -> tuple[Bar, ...]:
         """The last attempt at each step of each object."""
-        last = {(b.action, b.server_id, b.volume_id): b for b in self.bars}
-        return tuple(last.values())
+        last = {b.key: b for b in self.bars}
+        return tuple(b for b in last.values() if b not in self.dropped)
 
     @property
     def open(self) -> tuple[Bar, ...]:
@@ -147,19 +166,16 @@ class Timeline:
         done = sum(b.well for b in last)
         failed = sum(b.status == apply.FAILED for b in last)
         rest = len(last) - done - failed
-        return done, failed, rest + sum(self.untried.values())
+        rest += sum(self.untried.values()) + len(self.flags)
+        return done, failed, rest
 
     def problems(self) -> list[tuple[str, str]]:
         """Say what is open, and of whom."""
         found = [
-            (
-                ', '.join(
-                    x for x in (self.name(b.server_id), b.volume_id) if x
-                ),
-                f'{b.action}: {b.what or b.status}',
-            )
+            (self._whom(b), f'{b.action}: {b.what or b.status}')
             for b in self.open
         ]
+        found += [(self._whom(f), f.what) for f in self.flags]
         found += [
             (action, _('%d planned, and never begun') % count)
             for action, count in self.untried.items()
@@ -168,6 +184,10 @@ class Timeline:
             (self.name(s), _('still locked by this run')) for s in self.locked
         ]
         return found
+
+    def _whom(self, what: Bar | Flag) -> str:
+        whom = (self.name(what.server_id), what.volume_id)
+        return ', '.join(w for w in whom if w)
 
     def name(self, server_id: str) -> str:
         """Give a server's name, or its id if the journal has no name."""
@@ -195,6 +215,9 @@ class _Reader:
         self._open_steps: dict[str, datetime.datetime] = {}
         self._sitting: datetime.datetime | None = None
         self._planned: dict[str, int] = {}
+        self._flags: tuple[Flag, ...] = ()
+        self._cut_short: list[Bar] = []
+        self._dropped: list[Bar] = []
         self._tried: set[tuple[str, str, str]] = set()
 
     def read(self, entry: Entry) -> None:
@@ -245,16 +268,30 @@ class _Reader:
 
     def _end(self, entry: Entry) -> None:
         self.ended = True
+        self._dropped = list(self._cut_short)
 
     def _plan(self, entry: Entry) -> None:
         """Take what is planned; what was planned before is done or in it."""
         steps = _mapping(entry.get('steps') or entry.get('counts'))
         self._tried.clear()
+        self._dropped = list(self._cut_short)
         self._planned = {
             ACTION_OF.get(name, name): count
             for name, count in steps.items()
             if isinstance(count, int)
         }
+
+    def _open(self, entry: Entry) -> None:
+        items = entry.get('items')
+        self._flags = tuple(
+            Flag(
+                _text(i.get('server')),
+                _text(i.get('volume')),
+                _text(i.get('what')),
+            )
+            for i in (items if isinstance(items, list) else ())
+            if isinstance(i, dict)
+        )
 
     def _names(self, entry: Entry) -> None:
         for server_id, name in _mapping(entry.get('servers')).items():
@@ -334,7 +371,9 @@ class _Reader:
         """Close what the last sitting left open."""
         for key, begun in self._open_bars.items():
             span = Span(begun, self._now, False)
-            self.bars.append(Bar(*key, span, UNFINISHED, ''))
+            bar = Bar(*key, span, UNFINISHED, '')
+            self.bars.append(bar)
+            self._cut_short.append(bar)
         for name, begun in self._open_steps.items():
             self.steps.append(Step(name, Span(begun, self._now, False)))
         self._open_bars.clear()
@@ -346,6 +385,8 @@ class _Reader:
     def timeline(self) -> Timeline:
         self._cut()
         begun = self.begun or self._now
+        bars = sorted(self.bars, key=lambda b: b.span.begun)
+        last = {b.key: b for b in bars}
         tried = facts.group(self._tried, lambda k: k[0])
         untried = {
             action: count - len(tried.get(action, ()))
@@ -355,12 +396,14 @@ class _Reader:
             command=self.command,
             span=Span(begun, self._now, self.ended),
             sittings=tuple(self.sittings),
-            bars=tuple(sorted(self.bars, key=lambda b: b.span.begun)),
+            bars=tuple(bars),
             steps=tuple(sorted(self.steps, key=lambda s: s.span.begun)),
             waves=tuple(self.waves.values()),
             notes=tuple(self.notes),
             names=self.names,
             untried={a: n for a, n in untried.items() if n > 0},
+            flags=self._flags,
+            dropped=tuple(b for b in self._dropped if last[b.key] == b),
             locked=tuple(self.locked),
             again=self.again,
         )

@@ -107,7 +107,7 @@ class TestResetDatabase(unittest.TestCase):
         self.assertEqual([('s1', 'v1'), ('s2', 'v2')], self.databases.resets)
         self.assertEqual(
             [
-                *('begin', 'plan', 'names', 'old', 'outcome'),
+                *('begin', 'plan', 'names', 'open', 'old', 'outcome'),
                 *('old', 'outcome', 'verified', 'end'),
             ],
             self.events(),
@@ -187,7 +187,7 @@ class TestResetDatabase(unittest.TestCase):
         self.assertIn('going on with run', self.err.getvalue())
         events = self.events()
         self.assertEqual(
-            ['begin', 'plan', 'names', 'old', 'resume', 'plan'], events[:6]
+            ['begin', 'plan', 'names', 'open', 'old', 'resume'], events[:6]
         )
         self.assertEqual('end', events[-1])
 

@@ -228,6 +228,56 @@ class TestPlan(unittest.TestCase):
         self.assertEqual({}, found.untried)
         self.assertEqual((3, 0, 0), found.counts)
 
+    def test_cut_short_and_not_taken_up(self):
+        # nova had started it when the run went on: nothing was left to do
+        entries = [
+            entry(0, 'begin', command='recover'),
+            entry(1, 'plan', steps={'restart': 2}),
+            *restart(2, status='failed'),
+            *restart(14)[:1],
+            *restart(15, 's2')[:1],
+            entry(50, 'resume'),
+        ]
+        self.assertEqual((0, 0, 2), build(*entries).counts)
+        entries += [entry(51, 'plan', steps={}), entry(52, 'end')]
+        found = build(*entries)
+        self.assertEqual((0, 0, 0), found.counts)
+        self.assertEqual(2, len(found.dropped))
+        self.assertEqual([], found.problems())
+
+    def test_cut_short_and_taken_up(self):
+        found = build(
+            entry(0, 'begin', command='recover'),
+            *restart(1)[:1],
+            entry(50, 'resume'),
+            entry(51, 'plan', steps={'restart': 1}),
+            *restart(52, status='failed', what='boom'),
+            entry(70, 'end'),
+        )
+        self.assertEqual((0, 1, 0), found.counts)
+        self.assertEqual((), found.dropped)
+
+    def test_cut_short_at_the_end(self):
+        found = build(
+            entry(0, 'begin', command='recover'),
+            entry(1, 'plan', steps={'restart': 1}),
+            *restart(1)[:1],
+        )
+        self.assertEqual([('s1', 'restart: unfinished')], found.problems())
+
+    def test_what_needs_a_person(self):
+        flag = {'server': 's2', 'volume': 'v2', 'what': 'R8'}
+        found = build(
+            entry(0, 'begin', command='recover'),
+            entry(1, 'open', items=[flag, {**flag, 'server': 's3'}]),
+            entry(20, 'resume'),
+            entry(21, 'open', items=[flag, 'x']),
+            *restart(22),
+            entry(40, 'end'),
+        )
+        self.assertEqual((1, 0, 1), found.counts)
+        self.assertEqual([('s2, v2', 'R8')], found.problems())
+
 
 class TestRecover(unittest.TestCase):
     """What a run of several steps writes besides."""
