@@ -136,28 +136,35 @@ def read(path: pathlib.Path) -> list[Entry]:
 def boot_ids(entries: list[Entry]) -> dict[str, str]:
     """Tell which boot of each guest a run meant to end.
 
-    By server id. Another boot now means that it did, or somebody else did.
+    By server id. Another boot now means that it did, or somebody else did;
+    but not if the server was started since (another power loss), or got a
+    volume: such a guest is to be rebooted for that.
     """
-    return {
-        e['server']: e['boot_id']
-        for e in entries
-        if e['event'] == 'before' and e.get('action') == 'guest reboot'
-    }
+    found: dict[str, str] = {}
+    for e in entries:
+        what = e['event'], e.get('action')
+        if what == ('before', 'guest reboot'):
+            found[e['server']] = e['boot_id']
+        elif what in (('before', 'start'), ('intent', 'attach')):
+            found.pop(e['server'], None)
+    return found
 
 
 def late_attaches(entries: list[Entry]) -> frozenset[str]:
     """Tell to which servers a run attached a volume after their start.
 
-    And which were not rebooted from the inside since.
+    And which were not rebooted from the inside since. An attach counts from
+    its intent on: the run may have been killed before it knew the outcome.
     """
     late: set[str] = set()
     for e in entries:
         done = e['event'] == 'outcome' and e.get('status') == 'done'
-        if done and e.get('action') == 'attach':
+        if e.get('action') == 'attach' and (done or e['event'] == 'intent'):
             late.add(e['server'])
-        elif (e['event'], e.get('action')) == ('sent', 'start') or (
+        elif (e['event'], e.get('action')) == ('before', 'start') or (
             done and e.get('action') == 'guest reboot'
         ):
+            # it was off, and boots with what it has
             late.discard(e['server'])
     return frozenset(late)
 

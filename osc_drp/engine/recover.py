@@ -148,6 +148,8 @@ class Recover:
         self._guests = guests
         self._earlier = list(earlier)
         self._clock = clock or ports.RealClock()
+        #: Servers that are proven to run before anything is done.
+        self._running: set[str] = set()
         #: When the last server was started.
         self._started_at = 0.0
         self._runner = apply.Runner(settings.starting.limits, say)
@@ -191,6 +193,10 @@ class Recover:
         repairs, resets = self._plan_records()
         done = (*repairs, *resets)
         starts = decide(done)
+        self._running = {
+            i.server_id for i in starts if i.do is plan.Do.NOTHING
+        }
+        resets = self._left_running(resets)
         self._restore = self._make_restore(self._memory)
         taken = {(i.server_id, i.volume_id) for i in done if i.do in _RESETS}
         on = expect.after(self.seen, (*done, *starts))
@@ -256,6 +262,23 @@ class Recover:
             i
             for i in items
             if i.server_id or i.volume_id not in self._memory.shielded
+        )
+
+    def _left_running(
+        self, items: tuple[plan.Item, ...]
+    ) -> tuple[plan.Item, ...]:
+        """Leave alone what is not reset because its server proved to run.
+
+        As after a kill: it is recovered already, or was never lost.
+        """
+        return tuple(
+            dataclasses.replace(
+                i, do=plan.Do.LEAVE, reason=_('its server runs already')
+            )
+            if (i.do, i.rule) == (plan.Do.FLAG, 'G9')
+            and i.server_id in self._running
+            else i
+            for i in items
         )
 
     def _make_restore(self, memory: Memory) -> restore.Restore:
@@ -369,7 +392,8 @@ class Recover:
         if not step.acting:
             return step
         run.write('step', step=RESET, state='begin')
-        step = _shown(step, self._reset.propose_settled())
+        fresh = self._left_running(self._reset.propose_settled())
+        step = _shown(step, fresh)
         counter = self._progress.step(_('resetting records'), len(step.acting))
         outcomes = self._reset.carry_out(step.acting, run, counter)
         run.write('step', step=RESET, state='end')

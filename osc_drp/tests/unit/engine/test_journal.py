@@ -426,14 +426,27 @@ class TestRunDirectory(TestCase):
         run = self.begin('recover')
         done = {'event': 'outcome', 'status': 'done'}
         for server in ('s1', 's2', 's3'):
-            run.write('sent', action='start', server=server)
+            run.write('before', action='start', server=server)
         for server in ('s1', 's2', 's3'):
             run.write(**done, action='attach', server=server)
         # the power went again: it boots with its disks
-        run.write('sent', action='start', server='s2')
+        run.write('before', action='start', server='s2')
         run.write(**done, action='guest reboot', server='s3')
         run.write('outcome', status='failed', action='attach', server='s4')
-        self.assertEqual({'s1'}, journal.late_attaches(run.entries()))
+        # killed before its outcome was written: it may be attached
+        run.write('intent', action='attach', server='s5')
+        self.assertEqual({'s1', 's5'}, journal.late_attaches(run.entries()))
+
+    def test_boot_ids(self):
+        run = self.begin('recover')
+        for server in ('s1', 's2', 's3'):
+            run.write(
+                'before', action='guest reboot', server=server, boot_id='b'
+            )
+        # the power went again; a volume came later
+        run.write('before', action='start', server='s2')
+        run.write('intent', action='attach', server='s3')
+        self.assertEqual({'s1': 'b'}, journal.boot_ids(run.entries()))
 
     def test_undone(self):
         run = self.begin('db undo', {'run': 'r1'})
