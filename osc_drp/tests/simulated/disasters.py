@@ -128,8 +128,9 @@ def admin_locks(world: World) -> Changed:
 
 
 def guest_dies(world: World) -> Changed:
+    """And nova has not looked yet."""
     world.guest_off(world.server_id('web1'))
-    return set(), set()
+    return {'web1'}, {'web1-data'}
 
 
 CHANGES: tuple[Change, ...] = (

@@ -21,6 +21,7 @@ power.
 
 import collections
 import contextlib
+import dataclasses
 import typing as ty
 from unittest import mock
 
@@ -71,9 +72,12 @@ class Process:
         self.calls: collections.Counter[str] = collections.Counter()
         self.said: list[str] = []
         self.cloud = Cloud(self)
+        self.guests = Guests(self)
         self.clock = Clock(self)
-        databases: ty.Any = sql.Databases(world, self)
-        self.databases = client.Client(databases)
+        both: ty.Any = sql.Databases(world, self)
+        self.databases = client.Client(both)
+        cinder: ty.Any = sql.Databases(world, self, nova=False)
+        self.cinder = client.Client(cinder)
 
     def fail(
         self, call: str, *errors: BaseException | None, when: str = BEFORE
@@ -105,8 +109,13 @@ class Process:
             if error is not None:
                 raise error
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    # -- ports.Progress
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def step(self, name: str, total: int) -> ports.Step:
+        return ports.NoStep()
 
     @contextlib.contextmanager
     def running(self) -> ty.Iterator[None]:
@@ -128,13 +137,27 @@ class Process:
         *,
         volume_id: str | None = None,
         server_ids: ty.Collection[str] = (),
+        mapped: ty.Collection[str] = (),
         down_after: int = 0,
     ) -> facts.Observation:
         self.reach('sql')
         with self.world.lock:
-            return self.world.records.observe(
-                self.world.now(), volume_id, server_ids
+            seen = self.world.records.observe(
+                self.world.now(), volume_id, server_ids, mapped
             )
+        if on.cells:
+            return seen
+        return dataclasses.replace(
+            seen,
+            servers={},
+            mappings=(),
+            services=tuple(
+                s for s in seen.services if s.binary != 'nova-compute'
+            ),
+            migrating=frozenset(),
+            unfinished=(),
+            building=frozenset(),
+        )
 
     def _actions_since(
         self, dbs: ty.Any, server_ids: ty.Collection[str], since: str
@@ -184,6 +207,7 @@ class Cloud:
 
     user_id = ADMIN
     keeps_lock_reasons = True
+    reboot_cleans = True
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -322,6 +346,22 @@ class Cloud:
 
         return ty.cast(tuple[facts.Row, ...], self._read('rows_of', work))
 
+    def rows_of_volume(self, volume_id: str) -> tuple[facts.Row, ...]:
+        def work() -> tuple[facts.Row, ...]:
+            return tuple(
+                facts.Row(
+                    id=r['id'],
+                    volume_id=volume_id,
+                    server_id=r['instance_uuid'],
+                    attach_status=r['attach_status'],
+                )
+                for r in self._records.live_rows(volume_id)
+            )
+
+        return ty.cast(
+            tuple[facts.Row, ...], self._read('rows_of_volume', work)
+        )
+
     def volume(self, volume_id: str) -> facts.Volume:
         def work() -> facts.Volume:
             row = self._world._volume(volume_id)
@@ -426,17 +466,38 @@ class Cloud:
             ),
         )
 
-    def reset_volume_status(
-        self, volume_id: str, status: str, attach_status: str | None = None
-    ) -> None:
+    def make_available(self, volume_id: str) -> None:
         def work() -> None:
             volume = dict(self._world._volume(volume_id))
-            self._world.reset_volume_status(volume_id, status, attach_status)
+            self._world.reset_volume_status(volume_id, 'available')
             self._records.check_change(
                 'volumes', volume, self._world._volume(volume_id)
             )
 
-        self._write('reset_volume_status', (volume_id,), work)
+        self._write('make_available', (volume_id,), work)
+
+    def console(self, server_id: str) -> list[str]:
+        return ty.cast(list[str], self._read('console', lambda: ['login:']))
+
+
+class Guests:
+    """ports.Guests."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._world = process.world
+
+    def boot_id(self, server: facts.Server) -> str:
+        self._process.reach('read boot id')
+        with self._world.lock:
+            return str(self._world.log_in(server.id).boot)
+
+    def reboot(self, server: facts.Server, boot_id: str) -> None:
+        self._process.reach('guest reboot before')
+        self._process.fault('guest reboot', BEFORE)
+        self._world.reboot_guest(server.id, boot_id)
+        self._process.reach('guest reboot after')
+        self._process.fault('guest reboot', AFTER)
 
 
 def _volume_by_api(v: facts.Volume) -> facts.Volume:
@@ -479,5 +540,7 @@ def _row_by_api(r: facts.Row) -> facts.Row:
 
 if ty.TYPE_CHECKING:
 
-    def _fits(cloud: Cloud, clock: Clock) -> tuple[ports.Cloud, ports.Clock]:
-        return cloud, clock
+    def _fits(
+        cloud: Cloud, clock: Clock, guests: Guests, process: Process
+    ) -> tuple[ports.Cloud, ports.Clock, ports.Guests, ports.Progress]:
+        return cloud, clock, guests, process

@@ -165,6 +165,7 @@ class Records:
         now: datetime.datetime,
         volume_id: str | None = None,
         server_ids: ty.Collection[str] = (),
+        mapped: ty.Collection[str] = (),
     ) -> facts.Observation:
         """Read it as db/read.py's observe_on does."""
         volumes = {
@@ -178,7 +179,7 @@ class Records:
         live_ids = {r['id'] for r in live}
         mappings = self.live_mappings(volume_id)
         used = {m['volume_id'] for _c, m in mappings}
-        used |= {r['volume_id'] for r in live}
+        used |= {r['volume_id'] for r in live} | {*mapped}
         dropped = [
             (cell, m)
             for cell in CELLS

@@ -32,6 +32,7 @@ from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import journal
 from osc_drp.engine import plan
+from osc_drp.engine import recover
 from osc_drp.engine import repair
 from osc_drp.engine import reset
 from osc_drp.engine import restart
@@ -44,7 +45,8 @@ from osc_drp.tests.simulated import world as world_module
 #: One at a time: so the same case is the same each time.
 ALONE = apply.Limits(1, 1)
 
-Told: ty.TypeAlias = dict[tuple[str, str], tuple[str, str]]
+#: By (command or step, server, volume): (status, what).
+Told: ty.TypeAlias = dict[tuple[str, str, str], tuple[str, str]]
 Subject: ty.TypeAlias = collections.abc.Callable[['Case'], None]
 Error: ty.TypeAlias = process_module.Error
 
@@ -64,10 +66,14 @@ class Case:
         self.process = process_module.Process(world)
         #: Steps that the operator has seen end.
         self.ended: set[str] = set()
-        #: What was told last of each object: (status, what).
+        #: What was told last of each object.
         self.told: Told = {}
         self.limits = ALONE
-        #: The last process came to its end, and all was well.
+        #: What is run reboots guests from the inside as well.
+        self.reboots = False
+        #: Whoever runs it gives up on what does not end well.
+        self.last = False
+        #: The last process came to its end.
         self.finished = False
         self.error: Exception | None = None
 
@@ -82,15 +88,16 @@ class Case:
 
     def tell(
         self,
+        step: str,
         items: collections.abc.Iterable[plan.Item],
         outcomes: collections.abc.Iterable[apply.Outcome],
     ) -> None:
         """Note what a command's table would say."""
         for item in items:
-            key = (item.server_id, item.volume_id)
+            key = (step, item.server_id, item.volume_id)
             self.told[key] = (str(item.do), item.reason)
         for o in outcomes:
-            self.told[o.server_id, o.volume_id] = (o.status, o.what)
+            self.told[step, o.server_id, o.volume_id] = (o.status, o.what)
 
     def go(
         self, subject: Subject, stop_at: int | None = None, error: Error = None
@@ -98,6 +105,7 @@ class Case:
         """Run in a process of its own; False: it is to be run again."""
         self.process = process_module.Process(self.world, stop_at, error)
         self.finished, self.error = False, None
+        self.last = stop_at is None
         with self.process.running():
             try:
                 subject(self)
@@ -149,10 +157,13 @@ def commands(classic: bool) -> Subject:
 
     def subject(case: Case) -> None:
         p, chosen = case.process, plan.Selection()
+        case.told = {k: v for k, v in case.told.items() if k[0] in case.ended}
 
         def step(command: str, job: ty.Any, propose: ty.Any) -> None:
             if command in case.ended:
                 return
+            if case.not_well() and not case.last:
+                return  # first things first
             held = case.session(command)
             outcomes: list[apply.Outcome] = []
             with held.held():
@@ -162,7 +173,7 @@ def commands(classic: bool) -> Subject:
                 if any(i.do in acting for i in items):
                     with held.journal() as run:
                         outcomes = made.carry_out(items, run)
-            case.tell(items, outcomes)
+            case.tell(command, items, outcomes)
             if not any(o.status in apply.NOT_WELL for o in outcomes):
                 case.ended.add(command)
 
@@ -213,6 +224,47 @@ def commands(classic: bool) -> Subject:
     return subject
 
 
+def in_one(classic: bool) -> Subject:
+    """Give `drp recover`."""
+
+    def subject(case: Case) -> None:
+        p = case.process
+        case.reboots = True
+        held = case.session('recover')
+        with held.held():
+            job = recover.Recover(
+                p.cloud,
+                p.databases,
+                case.map,
+                plan.Selection(),
+                recover.Settings(
+                    classic=classic,
+                    starting=restart.Settings(limits=case.limits),
+                ),
+                p,
+                recover.Memory.of(held.runs),
+                guests=p.guests,
+                earlier=held.earlier(),
+                clock=p.clock,
+            )
+            steps = job.propose_ready()
+            if job.has_work(steps):
+                with held.journal() as run:
+                    steps = job.carry_out(
+                        steps, run, lambda: recover.Memory.of(held.runs)
+                    )
+                    held.keep_open = any(
+                        o.status in apply.NOT_WELL
+                        for s in steps
+                        for o in s.outcomes
+                    )
+        case.told.clear()
+        for step in steps:
+            case.tell(step.name, step.items, step.outcomes)
+
+    return subject
+
+
 # -- what is compared
 
 
@@ -238,8 +290,9 @@ class End:
         )
 
 
-def end_of(world: world_module.World) -> End:
+def end_of(case: Case) -> End:
     """Look at a cloud's end."""
+    world = case.world
     seen = world.records.observe(world.now())
     names = {v.id: v.name for v in seen.volumes.values()}
     nova: dict[str, list[ty.Any]] = collections.defaultdict(list)
@@ -270,7 +323,9 @@ def end_of(world: world_module.World) -> End:
             s.task_state,
             s.power_state,
             s.locked,
-            guest is not None and guest.runs,
+            guest is not None and guest.runs and not guest.away,
+            # each guest knows all its disks
+            case.reboots and guest is not None and guest.late,
         )
         disks[s.name] = (
             tuple(sorted(nova[s.id], key=str)),

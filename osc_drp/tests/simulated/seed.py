@@ -111,11 +111,10 @@ def _user_stops(world: world_module.World, server_id: str) -> None:
 
 
 def _shelved(world: world_module.World, server_id: str) -> None:
-    """Offloaded: its volumes are reserved, nova's record stays."""
+    """Offloaded: its volumes are reserved, nova's record stays as it is."""
     _cell, server = world._server(server_id)
     server.update(vm_state='shelved_offloaded', power_state=facts.SHUTDOWN)
     for _c, mapping in world.records.live_mappings(server_id=server_id):
-        mapping['connection_info'] = None
         for row in world.records.live_rows(mapping['volume_id']):
             row.update(
                 attach_status='reserved',

@@ -258,11 +258,17 @@ def _value_of(column: ty.Any) -> ty.Callable[[records.Row], ty.Any]:
 
 
 class Databases:
-    """Stands in for engines.Databases."""
+    """Stands in for engines.Databases.
 
-    def __init__(self, world: ty.Any, process: ty.Any) -> None:
+    :param nova: False: cinder's database is all that we may use
+    """
+
+    def __init__(
+        self, world: ty.Any, process: ty.Any, nova: bool = True
+    ) -> None:
         self._world = world
         self._process = process
+        self._nova = nova
 
     def all(self) -> list[ty.Any]:
         return []
@@ -276,11 +282,12 @@ class Databases:
             name: Connection(self._world, self._process, name)
             for name in (records.CINDER, records.API, *records.CELLS)
         }
+        cells = records.CELLS if self._nova else ()
         try:
             yield engines.Connections(
                 cinder=made[records.CINDER],
-                api=made[records.API],
-                cells={cell: made[cell] for cell in records.CELLS},
+                api=made[records.API] if self._nova else None,
+                cells={cell: made[cell] for cell in cells},
             )
         finally:
             for connection in made.values():

@@ -45,13 +45,32 @@ STEP = 0.5
 FIRST_SYNC, SYNC = 50.0, 600.0
 
 
+class Refusal(exceptions.Conflict):
+    """An answer 400 or 409."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Guest:
-    """What the hypervisor has stored of a server."""
+    """What the hypervisor has stored of a server, and the guest inside."""
 
     def __init__(self, volumes: ty.Iterable[tuple[str, str]] = ()) -> None:
         self.runs = False
         #: (device, volume id), in the order of the devices.
-        self.volumes = sorted(volumes, key=lambda v: facts.device_order(v[0]))
+        self.volumes: list[tuple[str, str]] = []
+        for device, volume_id in volumes:
+            self.add(device, volume_id)
+        self.boot = 0
+        #: It reboots from the inside: nobody can log in.
+        self.away = False
+        #: A volume came since it booted.
+        self.late = False
+
+    def add(self, device: str, volume_id: str) -> None:
+        self.volumes.append((device, volume_id))
+        self.volumes.sort(key=lambda v: facts.device_order(v[0]))
 
 
 class Clock:
@@ -256,10 +275,7 @@ class World:
         self._connect(row, mapping, server)
         self._complete(row)
         if server_id in self.guests:
-            self.guests[server_id] = Guest(
-                [*self.guests[server_id].volumes, (device, volume_id)]
-            )
-            self.guests[server_id].runs = True
+            self.guests[server_id].add(device, volume_id)
 
     def _new_row(self, server_id: str, volume_id: str) -> records.Row:
         return self.records.insert(
@@ -353,11 +369,12 @@ class World:
     def _reserve(self, server_id: str, volume: records.Row) -> records.Row:
         """Do attachment_create (cinder volume/api.py _attachment_reserve)."""
         if 'error' in volume['status']:
-            raise exceptions.Conflict(
+            raise Refusal(
+                400,
                 'nova: Invalid input received: Invalid volume: Volume '
                 'attachments can not be created if the volume is in an error '
                 f'state. The Volume {volume["id"]} currently has a status of: '
-                f'{volume["status"]} '
+                f'{volume["status"]} ',
             )
         free = ['available', 'downloading']
         if volume['multiattach']:
@@ -369,10 +386,11 @@ class World:
         if volume['status'] in free:
             volume['status'] = 'reserved'
         elif not (own and volume['status'] in ('in-use', 'reserved')):
-            raise exceptions.Conflict(
+            raise Refusal(
+                400,
                 f'nova: Invalid volume: Volume {volume["id"]} status must be '
                 f'{" or ".join(free)} to reserve, but the current status is '
-                f'{volume["status"]}.'
+                f'{volume["status"]}.',
             )
         return self._new_row(server_id, volume['id'])
 
@@ -384,9 +402,10 @@ class World:
             volume = self._volume(volume_id)
             rows = self.records.live_rows(volume_id)
             if status == 'in-use' and not rows:
-                raise exceptions.Conflict(
+                raise Refusal(
+                    400,
                     'cinder: Cannot reset-state to in-use because volume '
-                    'does not have any attachments.'
+                    'does not have any attachments.',
                 )
             volume['status'] = status
             if attach_status:
@@ -400,31 +419,31 @@ class World:
         with self.lock:
             volume = self._volume(volume_id)
             if volume['status'] not in ('available', 'error'):
-                raise exceptions.Conflict(
+                raise Refusal(
+                    400,
                     'cinder: Invalid volume: Volume status must be available '
                     'or error or error_restoring or error_extending or '
                     'error_managing and must not be migrating, attached, '
                     'belong to a group, have snapshots, awaiting a transfer, '
                     'or be disassociated from snapshots after volume '
-                    'transfer.'
+                    'transfer.',
                 )
             volume['deleted'] = True
 
     # -- nova
 
     def _refuse(self, what: str, server: records.Row, kind: str) -> None:
-        raise exceptions.Conflict(
+        raise Refusal(
+            409,
             f"nova: Cannot '{what}' instance {server['uuid']} while it is in "
-            f'{kind} {server[kind]}'
+            f'{kind} {server[kind]}',
         )
 
     def _may(
         self, what: str, server: records.Row, user: str, *states: str
     ) -> None:
         if server['locked'] and user != ADMIN:
-            raise exceptions.Conflict(
-                f'nova: Instance {server["uuid"]} is locked'
-            )
+            raise Refusal(409, f'nova: Instance {server["uuid"]} is locked')
         if states and server['vm_state'] not in states:
             self._refuse(what, server, 'vm_state')
         if server['task_state'] is not None:
@@ -459,7 +478,7 @@ class World:
             for _cell, m in self.records.live_mappings(server_id=server_id)
             if records.connected(m)
         )
-        guest.runs = True
+        guest.runs, guest.boot = True, self.records.number()
         self.guests[server_id] = guest
         self._started[server_id] = self._lost[server_id]
 
@@ -581,7 +600,7 @@ class World:
             mapping['delete_on_termination'] = delete_on_termination
             try:
                 row = self._reserve(server_id, volume)
-            except exceptions.Conflict:
+            except Refusal:
                 self._drop(mapping)
                 raise
             mapping['attachment_id'] = row['id']
@@ -600,13 +619,16 @@ class World:
             for _cell, m in self.records.live_mappings(volume['id'])
         ]
         if users and not volume['multiattach']:
-            raise exceptions.Conflict(
+            raise Refusal(
+                400,
                 f'nova: Invalid volume: volume {volume["id"]} is already '
-                f'attached to instances: {" ".join(users)}'
+                f'attached to instances: {" ".join(users)}',
             )
         if server_id in users:
-            raise exceptions.Conflict(
-                f'nova: Invalid volume: volume {volume["id"]} already attached'
+            raise Refusal(
+                400,
+                f'nova: Invalid volume: volume {volume["id"]} already '
+                'attached',
             )
 
     def _next_device(self, server_id: str) -> str:
@@ -633,7 +655,7 @@ class World:
             self._drop(mapping)
             return
         self._connect(row, mapping, server)
-        guest = self.guests.get(server['uuid']) or Guest()
+        guest = self.guests.setdefault(server['uuid'], Guest())
         devices = dict(guest.volumes)
         if mapping['volume_id'] in devices.values() or (
             mapping['device_name'] in devices
@@ -643,12 +665,8 @@ class World:
             self._delete_row(row)
             self._drop(mapping)
             return
-        runs = guest.runs
-        guest = Guest(
-            [*guest.volumes, (mapping['device_name'], mapping['volume_id'])]
-        )
-        guest.runs = runs
-        self.guests[server['uuid']] = guest
+        guest.add(mapping['device_name'], mapping['volume_id'])
+        guest.late = True
 
         def complete() -> None:
             entry['finished'] = True
@@ -676,18 +694,17 @@ class World:
                     f'nova: Instance {server_id} is not attached'
                 )
             if mapping['boot_index'] == 0:
-                raise exceptions.Conflict(
-                    'nova: Cannot detach a root device volume'
-                )
+                raise Refusal(400, 'nova: Cannot detach a root device volume')
             volume = self._volume(volume_id)
             if (volume['status'], volume['attach_status']) != (
                 'in-use',
                 'attached',
             ):
-                raise exceptions.Conflict(
+                raise Refusal(
+                    400,
                     'nova: Invalid volume: Invalid input received: Invalid '
                     'volume: Unable to detach volume. Volume status must be '
-                    "'in-use' and attach_status must be 'attached' to detach."
+                    "'in-use' and attach_status must be 'attached' to detach.",
                 )
             volume['status'] = 'detaching'
             entry = self._log(server_id, 'detach_volume', user)
@@ -835,6 +852,31 @@ class World:
             if lost or odd:
                 self.stop(server['uuid'], user=None)
         self.clock.later(SYNC, lambda: self._sync(host))
+
+    # -- the guests
+
+    def log_in(self, server_id: str) -> Guest:
+        """Reach a guest over SSH."""
+        guest = self.guests.get(server_id)
+        if guest is None or not guest.runs or guest.away:
+            raise exceptions.SshError(f'{server_id} does not answer')
+        return guest
+
+    def reboot_guest(self, server_id: str, boot: str) -> None:
+        """Do `shutdown -r now`, once for what came since the boot."""
+        with self.lock:
+            guest = self.log_in(server_id)
+            if str(guest.boot) != boot:
+                raise exceptions.Changed('another boot')
+            if not guest.late:
+                raise records.Violation(f'guest {server_id} rebooted twice')
+            guest.away = True
+
+            def back() -> None:
+                guest.away = guest.late = False
+                guest.boot = self.records.number()
+
+            self.clock.later(8, back)
 
     # -- disasters
 

@@ -14,8 +14,9 @@
 
 At every journal entry, API call, SQL statement and commit, before and after
 its effect; once and twice; the cloud as it was left, or changed meanwhile;
-and with errors instead of kills. A normal run tries a fixed sample of the
-cases, OSC_DRP_TEST_ALL=1 all of them.
+and with errors instead of kills. A normal run tries a fixed sample of some
+hundred cases. OSC_DRP_TEST_ALL=1 kills at every point once, and tries some
+thousand of the combinations.
 """
 
 import collections
@@ -39,9 +40,11 @@ FEW = ('web1', 'bfv1', 'cl1', 'cl2', 'app1', 'off1', 'idle1')
 Make: ty.TypeAlias = ty.Callable[[], disasters.Made]
 
 SUBJECTS: dict[str, tuple[Make, recovery.Subject]] = {
-    'classic': (disasters.lost, recovery.commands(classic=True)),
-    'default': (disasters.lost, recovery.commands(classic=False)),
-    'broken': (disasters.broken, recovery.commands(classic=False)),
+    'recover': (disasters.lost, recovery.in_one(classic=False)),
+    'recover broken': (disasters.broken, recovery.in_one(classic=False)),
+    'recover --classic': (disasters.lost, recovery.in_one(classic=True)),
+    'commands': (disasters.broken, recovery.commands(classic=False)),
+    'commands classic': (disasters.lost, recovery.commands(classic=True)),
 }
 SMALL: dict[str, tuple[Make, recovery.Subject]] = {
     name: (functools.partial(make, *FEW), subject)
@@ -110,7 +113,7 @@ def undisturbed(
     ended = run_case(make, subject)
     assert not ended.wrong, ended.wrong
     assert not ended.case.not_well(), ended.case.not_well()
-    return recovery.end_of(ended.case.world), ended.case.process.points
+    return recovery.end_of(ended.case), ended.case.process.points
 
 
 class TestInterrupted(unittest.TestCase):
@@ -123,10 +126,17 @@ class TestInterrupted(unittest.TestCase):
         told = ', '.join(f'{n} {name}' for name, n in self.tried.items())
         print(f'{self.id()}: {told}', file=sys.stderr)
 
-    def sample(self, cases: ty.Iterable[ty.Any], one_in: int) -> ty.Any:
-        """Give some of the cases, always the same; all with ALL."""
+    def sample(
+        self, cases: ty.Iterable[ty.Any], one_in: int, thorough: int = 1
+    ) -> ty.Any:
+        """Give some of the cases, always the same.
+
+        :param one_in: in a normal run
+        :param thorough: the same with OSC_DRP_TEST_ALL
+        """
+        share = thorough if ALL else one_in
         for number, one in enumerate(cases):
-            if ALL or number % one_in == one_in // 2:
+            if number % share == share // 2:
                 yield one
 
     def check(
@@ -144,7 +154,7 @@ class TestInterrupted(unittest.TestCase):
         except Exception as error:
             raise AssertionError(what) from error
         left = (ended.servers, ended.volumes)
-        found = recovery.end_of(ended.case.world)
+        found = recovery.end_of(ended.case)
         wrong = ended.wrong + recovery.difference(
             wanted.without(*left), found.without(*left)
         )
@@ -164,16 +174,16 @@ class TestInterrupted(unittest.TestCase):
     def test_killed_once(self):
         for name, made in SUBJECTS.items():
             _end, points = undisturbed(*made)
-            for stop in self.sample(range(1, points + 1), 29):
+            for stop in self.sample(range(1, points + 1), 53):
                 self.check(name, made, (stop,))
 
     def test_killed_twice(self):
         for name, made in SMALL.items():
             _end, points = undisturbed(*made)
-            for first in self.sample(range(1, points + 1, 3), 17):
+            for first in self.sample(range(1, points + 1, 3), 31, 2):
                 ended = run_case(*made, (first,))
                 again = ended.case.process.points
-                for second in self.sample(range(1, again + 1, 7), 11):
+                for second in self.sample(range(1, again + 1, 7), 11, 13):
                     self.check(name, made, (first, second))
 
     def test_changed_meanwhile(self):
@@ -181,7 +191,7 @@ class TestInterrupted(unittest.TestCase):
             _end, points = undisturbed(*made)
             for number, change in enumerate(disasters.CHANGES):
                 stops = range(1 + number % 3, points + 1, 3)
-                for stop in self.sample(stops, 23):
+                for stop in self.sample(stops, 41, 2):
                     ended = self.check(name, made, (stop,), change=change)
                     if not ended.changed:
                         self.tried['refused'] += 1
@@ -189,7 +199,7 @@ class TestInterrupted(unittest.TestCase):
     def test_killed_side_by_side(self):
         for name, made in SMALL.items():
             _end, points = undisturbed(*made)
-            for stop in self.sample(range(1, points + 1, 2), 13):
+            for stop in self.sample(range(1, points + 1, 2), 29, 2):
                 limits = apply.Limits(parallel=4, per_host=3)
                 self.check(name, made, (stop,), limits=limits)
 
@@ -197,7 +207,7 @@ class TestInterrupted(unittest.TestCase):
         """A 500, a 503, a refusal, a lost answer or connection, once."""
         for name, made in SMALL.items():
             _end, points = undisturbed(*made)
-            for stop in self.sample(range(1, points + 1), 29):
+            for stop in self.sample(range(1, points + 1), 53, 7):
                 for error in ERRORS:
                     self.check(name, made, (stop,), error=error)
 
