@@ -19,6 +19,7 @@ from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.engine import journal
+from osc_drp.engine import plan
 from osc_drp.engine import session
 
 
@@ -101,3 +102,46 @@ class TestSession(unittest.TestCase):
         with self.session({'map': 'y'}).held():
             with self.session({'map': 'y'}).journal() as other:
                 self.assertNotEqual(run.id, other.id)
+
+
+class TestAnnounce(unittest.TestCase):
+    """What the journal holds for its readers."""
+
+    def test_plan_names_and_what_needs_a_person(self):
+        run = mock.Mock()
+        items = [
+            plan.Item('s1', '', plan.Do.START, '', 'is off'),
+            plan.Item('s2', '', plan.Do.FLAG, '', 'its root dangles'),
+            plan.Item('s3', '', plan.Do.LEAVE, '', 'was off before'),
+            plan.Item('s4', 'v4', plan.Do.WAIT, '', 'busy'),
+        ]
+        names = {'s1': 'web1', 's2': 'web2', 's9': 'not selected'}
+        session.announce(run, 'restart', items, names)
+        self.assertEqual(
+            [
+                mock.call('plan', steps={'restart': 1}),
+                mock.call('names', servers={'s1': 'web1', 's2': 'web2'}),
+                mock.call(
+                    'open',
+                    items=[
+                        {
+                            'server': 's2',
+                            'volume': '',
+                            'what': 'its root dangles',
+                        },
+                        {'server': 's4', 'volume': 'v4', 'what': 'busy'},
+                    ],
+                ),
+            ],
+            run.write.mock_calls,
+        )
+
+    def test_what_is_waited_for_is_no_open_end(self):
+        run = mock.Mock()
+        items = [plan.Item('s4', 'v4', plan.Do.WAIT, '', 'busy')]
+        does = {*plan.ACTING, plan.Do.WAIT}
+        session.announce(run, 'attach', items, {}, does)
+        self.assertIn(
+            mock.call('plan', steps={'attach': 1}), run.write.mock_calls
+        )
+        self.assertIn(mock.call('open', items=[]), run.write.mock_calls)
