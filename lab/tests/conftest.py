@@ -24,6 +24,11 @@ def pytest_report_header():
     return f'lab: {labkit.LAB_HOME}, guests: {labkit.VIRT}'
 
 
+def pytest_addoption(parser):
+    """--long."""
+    parser.addoption('--long', action='store_true', help='twenty rounds of kills and power losses instead of two')
+
+
 @pytest.fixture(scope='session')
 def alone():
     """One test run at a time on this lab; another waits for its turn."""

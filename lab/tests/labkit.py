@@ -63,8 +63,14 @@ def run(argv: ty.Sequence[str], check: bool, env: ty.Mapping[str, str] | None = 
         timeout: float = 300) -> Result:
     """Run a command; what it said is kept."""
     began = time.monotonic()
-    p = subprocess.run(argv, env=env, input=stdin, text=True, capture_output=True, timeout=timeout,
-                       **({} if stdin is not None else {'stdin': subprocess.DEVNULL}))
+    try:
+        p = subprocess.run(argv, env=env, input=stdin, text=True, capture_output=True, timeout=timeout,
+                           **({} if stdin is not None else {'stdin': subprocess.DEVNULL}))
+    except subprocess.TimeoutExpired as e:
+        # what it said so far tells what it waits for
+        said = ''.join(text.decode(errors='replace') for text in (e.stdout, e.stderr) if isinstance(text, bytes))
+        p = subprocess.CompletedProcess(argv, 'not over', said, '')
+        check = True
     OUT.mkdir(parents=True, exist_ok=True)
     test = os.environ.get('PYTEST_CURRENT_TEST', 'none').split(' ')[0].rpartition('::')[2]
     with open(OUT / f'{"".join(c if c.isalnum() or c in "_-" else "_" for c in test)}.txt', 'a') as f:

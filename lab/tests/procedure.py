@@ -13,9 +13,10 @@ RUNS = labkit.TESTS / 'state/osc-drp/lab'
 APPROVED = ('--auto-approve',)
 RESET = ('db', 'reset', str(MAP), *labkit.DATABASES)
 RESTART = ('servers', 'restart', str(MAP))
-#: The lab's guests are processes without SSH and without a boot that may hang.
-RECOVER = ('recover', str(MAP), *labkit.DATABASES, '--skip-guests', '--console-after', '0')
 RESTORE = ('attachments', 'restore', str(MAP))
+#: The lab's guests are processes without SSH and without a boot that may hang.
+OPTIONS = (*labkit.DATABASES, '--skip-guests', '--console-after', '0')
+RECOVER = ('recover', str(MAP), *OPTIONS)
 
 
 def rows(*args, rc=0, **kw):
@@ -78,6 +79,27 @@ def recovered(before, records):
     assert {n: states[n]['status'] for n in RAN} == dict.fromkeys(RAN, 'ACTIVE')
     assert {n: states[n]['power_state'] for n in RAN} == dict.fromkeys(RAN, 'running')
     assert (states['off1']['status'], states['shelf1']['status']) == ('SHUTOFF', 'SHELVED_OFFLOADED')
+
+
+def twice():
+    """Pairs that cinder has more than one live row of."""
+    return labkit.db('SELECT volume_id, instance_uuid FROM cinder.volume_attachment WHERE deleted = 0'
+                     ' GROUP BY volume_id, instance_uuid HAVING COUNT(*) > 1')
+
+
+def true(told):
+    """What the table says is so: by nova's and cinder's own words."""
+    states, records = labkit.servers(), labkit.attachments()
+    names = {v['id']: name for name, v in labkit.volumes().items()}
+    for row in told:
+        if row['Result'] not in ('done', 'ok'):
+            assert row['Reason'], row
+        elif row['Step'] == 'start':
+            assert states[row['Server']]['status'] == 'ACTIVE', row
+        elif row['Step'] == 'attach':
+            key = row['Server'], names[row['Volume ID']]
+            assert records.nova[key]['attachment_id'] == records.cinder[key]['id'], row
+            assert records.cinder[key]['status'] == 'attached', row
 
 
 def own_ids(*servers):
