@@ -75,7 +75,13 @@ class TestDocs(unittest.TestCase):
                 r'openstack drp ([a-z]+) ([a-z]+)', text
             ):
                 with self.subTest(path.name):
-                    self.assertIn(f'drp {noun} {verb}', known)
+                    # a command of one word takes a file
+                    self.assertIn(
+                        f'drp {noun}'
+                        if f'drp {noun}' in known
+                        else f'drp {noun} {verb}',
+                        known,
+                    )
 
     def test_guide_has_every_option(self):
         pages = read('user') + read('install')
