@@ -191,7 +191,10 @@ class Cleaner:
             self._make_available(server_id, work.forgotten, seen, run)
             return None
         with ours.held(server_id):
-            return self._reboot(server_id, work, seen, run)
+            status, what = self._reboot(server_id, work, seen, run)
+        if server_id in ours.left:
+            return apply.OPEN, _('%s, but it is still locked') % what
+        return status, what
 
     def _reboot(
         self,

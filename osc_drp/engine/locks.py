@@ -43,6 +43,8 @@ class Locks:
         self._cloud = cloud
         self._run = run
         self._say = say
+        #: Servers that could not be unlocked.
+        self.left: set[str] = set()
 
     @contextlib.contextmanager
     def held(self, server_id: str) -> collections.abc.Iterator[None]:
@@ -87,6 +89,7 @@ class Locks:
         except exceptions.NotFound:
             pass
         except exceptions.DrpError as error:
+            self.left.add(server_id)
             self._say(
                 _(
                     'server %(server)s is still locked (%(error)s): run the '
@@ -95,4 +98,5 @@ class Locks:
                 % {'server': server_id, 'error': error}
             )
             return
+        self.left.discard(server_id)
         self._run.write('unlocked', server=server_id)

@@ -577,6 +577,17 @@ class Recover:
         self, start: Step, attach: Step, run: journal.Run
     ) -> tuple[Step, Step]:
         """Look once more at all that is said to be done."""
+        start, attach = (
+            _doubt(
+                step,
+                lambda o: (
+                    _('but the server is still locked')
+                    if o.server_id in self._locks.left
+                    else ''
+                ),
+            )
+            for step in (start, attach)
+        )
         done = sum(
             o.status == apply.DONE for o in (*start.outcomes, *attach.outcomes)
         )

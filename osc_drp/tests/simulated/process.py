@@ -37,6 +37,8 @@ from osc_drp.tests.simulated import world as world_module
 
 ADMIN = world_module.ADMIN
 BEFORE, AFTER = 'before', 'after'
+#: In place of the number of a point: an error may come at any.
+EVERYWHERE = -1
 
 
 class Killed(BaseException):
@@ -92,7 +94,7 @@ class Process:
                 raise Killed(self.died_at)
             self.points += 1
             self.calls[what] += 1
-            if self.points != self.stop_at:
+            if self.stop_at not in (self.points, EVERYWHERE):
                 return
             if self._error is None:
                 self.died_at = what

@@ -29,6 +29,8 @@ import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
+from osc_drp.engine import cinder_only
+from osc_drp.engine import cleaner
 from osc_drp.engine import facts
 from osc_drp.engine import journal
 from osc_drp.engine import plan
@@ -149,10 +151,13 @@ class Case:
         )
 
 
-def commands(classic: bool) -> Subject:
+def commands(classic: bool, only_cinder: bool = False) -> Subject:
     """Give the single commands, one after the other, as an operator would.
 
     Whoever runs them goes on with the one that was cut short.
+
+    :param classic: reset and attach again; else repair
+    :param only_cinder: reset in cinder's database, by whoever has no other
     """
 
     def subject(case: Case) -> None:
@@ -177,7 +182,20 @@ def commands(classic: bool) -> Subject:
             if not any(o.status in apply.NOT_WELL for o in outcomes):
                 case.ended.add(command)
 
-        if classic:
+        if only_cinder:
+            step(
+                'db reset',
+                lambda runs: cinder_only.Reset(
+                    cinder_only.HalfDatabases(p.cloud, p.cinder),
+                    case.map,
+                    chosen,
+                    p.say,
+                    known=runs.kept(),
+                    clock=p.clock,
+                ),
+                'propose_settled',
+            )
+        elif classic:
             step(
                 'db reset',
                 lambda runs: reset.Reset(
@@ -202,6 +220,11 @@ def commands(classic: bool) -> Subject:
                 restart.Settings(limits=case.limits),
                 p.say,
                 our_stops=runs.stops(),
+                known=cleaner.Known(
+                    resets=runs.kept(),
+                    locks=runs.locks(),
+                    unanswered=runs.unanswered_reboots(),
+                ),
                 clock=p.clock,
             ),
             'propose_ready',
@@ -353,11 +376,12 @@ def difference(wanted: End, found: End) -> list[str]:
     return lines
 
 
-def check_journals(directory: pathlib.Path, failed: bool) -> list[str]:
-    """Say what is wrong with the journals after all ended well.
+def check_journals(case: Case, failed: bool) -> list[str]:
+    """Say what is wrong with journals and locks after all ended well.
 
     :param failed: the disk refused a line
     """
+    directory = case.directory
     wrong = []
     runs = journal.RunDirectory(directory)
     for path in runs.runs():
@@ -385,8 +409,14 @@ def check_journals(directory: pathlib.Path, failed: bool) -> list[str]:
                 told or failed or 'resume' in events
             ):
                 wrong.append(f'{path.name}: {key} has no outcome')
-    if runs.locks():
+    if case.reboots and runs.locks():
+        # recover would ask to release them
         wrong.append(f'servers still locked by the journal: {runs.locks()}')
+    wrong += [
+        f'server {server_id} is still locked: {reason}'
+        for server_id, reason in case.world.reasons.items()
+        if (reason or '').startswith('osc-drp')
+    ]
     return wrong
 
 

@@ -921,11 +921,15 @@ class World:
             )
 
     def may_reboot(self, server_id: str) -> None:
-        """Only what is off, and only if its root disk survives it."""
+        """Only what is off, once, and only if its root disk survives it."""
         _cell, server = self._server(server_id)
         guest = self.guests.get(server_id)
         if guest is not None and guest.runs:
             raise records.Violation(f'{server["display_name"]} runs')
+        if self._started.get(server_id) == self._lost[server_id]:
+            raise records.Violation(
+                f'{server["display_name"]} is restarted twice'
+            )
         rows = {r['id'] for r in self.records.live_rows()}
         for _c, m in self.records.live_mappings(server_id=server_id):
             if m['boot_index'] == 0 and m['attachment_id'] not in rows:

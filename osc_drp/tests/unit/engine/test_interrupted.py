@@ -30,6 +30,7 @@ from osc_drp import exceptions
 from osc_drp.db import engines
 from osc_drp.engine import apply
 from osc_drp.tests.simulated import disasters
+from osc_drp.tests.simulated import process
 from osc_drp.tests.simulated import recovery
 
 ALL = bool(os.environ.get('OSC_DRP_TEST_ALL'))
@@ -45,6 +46,10 @@ SUBJECTS: dict[str, tuple[Make, recovery.Subject]] = {
     'recover --classic': (disasters.lost, recovery.in_one(classic=True)),
     'commands': (disasters.broken, recovery.commands(classic=False)),
     'commands classic': (disasters.lost, recovery.commands(classic=True)),
+    'commands cinder-only': (
+        disasters.lost,
+        recovery.commands(classic=True, only_cinder=True),
+    ),
 }
 SMALL: dict[str, tuple[Make, recovery.Subject]] = {
     name: (functools.partial(make, *FEW), subject)
@@ -97,7 +102,7 @@ def run_case(
                 case.ended &= {'db reset', 'db repair'}
         # so that whatever is on its way arrives
         world.sleep(60)
-        wrong = recovery.check_journals(directory, error is _disk_full)
+        wrong = recovery.check_journals(case, error is _disk_full)
     if not case.finished:
         wrong.append(f'it did not come to its end: {case.error}')
     if changed and stops:
@@ -174,13 +179,13 @@ class TestInterrupted(unittest.TestCase):
     def test_killed_once(self):
         for name, made in SUBJECTS.items():
             _end, points = undisturbed(*made)
-            for stop in self.sample(range(1, points + 1), 53):
+            for stop in self.sample(range(1, points + 1), 67):
                 self.check(name, made, (stop,))
 
     def test_killed_twice(self):
         for name, made in SMALL.items():
             _end, points = undisturbed(*made)
-            for first in self.sample(range(1, points + 1, 3), 31, 2):
+            for first in self.sample(range(1, points + 1, 3), 43, 2):
                 ended = run_case(*made, (first,))
                 again = ended.case.process.points
                 for second in self.sample(range(1, again + 1, 7), 11, 13):
@@ -191,7 +196,7 @@ class TestInterrupted(unittest.TestCase):
             _end, points = undisturbed(*made)
             for number, change in enumerate(disasters.CHANGES):
                 stops = range(1 + number % 3, points + 1, 3)
-                for stop in self.sample(stops, 41, 2):
+                for stop in self.sample(stops, 53, 2):
                     ended = self.check(name, made, (stop,), change=change)
                     if not ended.changed:
                         self.tried['refused'] += 1
@@ -199,7 +204,7 @@ class TestInterrupted(unittest.TestCase):
     def test_killed_side_by_side(self):
         for name, made in SMALL.items():
             _end, points = undisturbed(*made)
-            for stop in self.sample(range(1, points + 1, 2), 29, 2):
+            for stop in self.sample(range(1, points + 1, 2), 41, 2):
                 limits = apply.Limits(parallel=4, per_host=3)
                 self.check(name, made, (stop,), limits=limits)
 
@@ -207,9 +212,37 @@ class TestInterrupted(unittest.TestCase):
         """A 500, a 503, a refusal, a lost answer or connection, once."""
         for name, made in SMALL.items():
             _end, points = undisturbed(*made)
-            for stop in self.sample(range(1, points + 1), 53, 7):
+            for stop in self.sample(range(1, points + 1), 73, 7):
                 for error in ERRORS:
                     self.check(name, made, (stop,), error=error)
+
+    def test_a_server_that_stays_locked_is_told(self):
+        """Not as done; the next run unlocks it."""
+
+        def stays_locked(what: str) -> Exception | None:
+            if what == 'unlock before':
+                return exceptions.ApiError('nova is away')
+            return None
+
+        for name in ('recover', 'recover --classic', 'commands cinder-only'):
+            make, subject = SMALL[name]
+            with recovery.scratch() as directory:
+                case = recovery.Case(*make(), directory)
+                stop = process.EVERYWHERE
+                self.assertFalse(case.go(subject, stop, stays_locked))
+                locked = [s for s in case.world.reasons.values() if s]
+                self.assertNotEqual([], locked)
+                told = [w for w in case.not_well() if 'still locked' in w]
+                self.assertGreaterEqual(len(told), len(locked))
+                self.assertTrue(case.go(subject), case.not_well())
+                case.world.sleep(60)
+                self.assertEqual([], recovery.check_journals(case, False))
+            self.assertEqual(
+                [],
+                recovery.difference(
+                    undisturbed(make, subject)[0], recovery.end_of(case)
+                ),
+            )
 
 
 def _unanswered(what: str) -> Exception | None:

@@ -88,6 +88,7 @@ class TestLocks(unittest.TestCase):
         self.cloud.next('unlock', fakes.then_raise(error))
         self._held()
         self.assertIn('still locked (nova is away)', self.said[0])
+        self.assertEqual({'s1'}, self.locks.left)
         self.assertEqual(['lock'], self._kinds())
 
     def test_a_server_that_is_gone_needs_none(self):
