@@ -206,10 +206,13 @@ class Rule:
     path: str = ''
     nth: int = 1
     times: int | None = 1
+    #: Of these only each so-many-th.
+    every: int = 1
     #: Only after this other rule struck.
     then: Rule | None = None
-    #: How many matched so far.
+    #: How many matched so far, and how many of them failed.
     seen: int = 0
+    struck: int = 0
 
     def hits(self, service: str, method: str, path: str) -> bool:
         """Whether this request is one of them."""
@@ -218,13 +221,9 @@ class Rule:
         if self.then and not self.then.struck:
             return False
         self.seen += 1
-        return self.seen >= self.nth and (self.times is None or self.seen < self.nth + self.times)
-
-    @property
-    def struck(self) -> int:
-        """How many requests failed by this rule."""
-        after = max(0, self.seen - self.nth + 1)
-        return after if self.times is None else min(after, self.times)
+        hit = self.seen >= self.nth and (self.seen - self.nth) % self.every == 0 and self.struck != self.times
+        self.struck += hit
+        return hit
 
 
 class Proxy:

@@ -11,7 +11,7 @@ import labkit
 import pytest
 from faultproxy import (Rule, after, cut, empty, error, garbage, html, passing, reset_after, reset_before, short, slow, timeout_after,
                         timeout_before)
-from procedure import APPROVED, RAN, RESET, RESTART, RESTORE, all_off, recovered, results, rows, starts
+from procedure import APPROVED, RAN, RESET, RESTART, RESTORE, all_off, recovered, results, rows, starts, true, twice
 import procedure
 
 #: Seconds that the client waits for an answer (impatient.py).
@@ -206,12 +206,6 @@ def test_while_it_starts(the_map, lost, proxy):
 # ---- attaching
 
 
-def twice():
-    """Pairs that cinder has more than one live row of."""
-    return labkit.db('SELECT volume_id, instance_uuid FROM cinder.volume_attachment WHERE deleted = 0'
-                     ' GROUP BY volume_id, instance_uuid HAVING COUNT(*) > 1')
-
-
 def test_attach(the_map, lost, proxy):
     """The same for the attach of a volume; what failed is the last of its server, lest another take its name."""
     all_off()
@@ -237,6 +231,45 @@ def test_attach(the_map, lost, proxy):
     assert {key for key, result in told.items() if result == 'done'} == {(s, volume_ids[v]) for s, v in last}
     recovered(the_map, labkit.attachments())
     assert twice() == []
+
+
+# ---- the whole recovery
+
+
+def told(rows, step):
+    """{server, or (server, volume): result} of one step of a recovery."""
+    names = {v['id']: name for name, v in labkit.volumes().items()}
+    return {(r['Server'], names[r['Volume ID']]) if r['Volume ID'] else r['Server']: r['Result'] for r in rows if r['Step'] == step}
+
+
+def unlocked():
+    """No server is locked: all were ours."""
+    return not any(s['locked'] for s in labkit.servers().values())
+
+
+def test_recovery_through_noise(the_map, lost, proxy):
+    """Reads that fail now and then, a slow keystone, lost answers: it comes to its end at once."""
+    since = procedure.now()
+    rules = [
+        Rule(error(500), 'nova', 'GET', times=None, every=25),
+        Rule(reset_before, 'cinder', 'GET', nth=7, times=None, every=25),
+        Rule(cut, 'nova', 'GET', nth=12, times=None, every=50),
+        Rule(error(401), 'nova', 'GET', nth=30, times=None, every=60),
+        Rule(slow(2), 'keystone', times=None),
+        # of a server's actions the first locks it, the second starts it, the third unlocks it
+        Rule(reset_after, 'nova', 'POST', f'{labkit.server_id("app1")}/action', nth=2),
+        Rule(timeout_after, 'nova', 'POST', f'{labkit.server_id("db1")}/action', nth=2),
+        Rule(html(504, after=True), 'nova', 'POST', f'{labkit.server_id("web1")}/os-volume_attachments'),
+    ]
+    with proxy.failing(*rules):
+        run = Told(proxy, *procedure.RECOVER, '--classic', '--settle', '12', *APPROVED, timeout=400)
+    assert all(rule.struck for rule in rules)
+    assert run.rc == 0, (run.rows, run.err)
+    true(run.rows)
+    assert {s: told(run.rows, 'start')[s] for s in RAN} == dict.fromkeys(RAN, 'done')
+    assert {s: starts(s, since) for s in RAN} == {s: ['start'] for s in RAN}
+    recovered(the_map, labkit.attachments())
+    assert twice() == [] and unlocked()
 
 
 # ---- services that are down
