@@ -26,7 +26,7 @@ def pytest_report_header():
 
 def pytest_addoption(parser):
     """--long."""
-    parser.addoption('--long', action='store_true', help='twenty rounds of kills and power losses instead of two')
+    parser.addoption('--long', action='store_true', help='kill at every point; twenty rounds of power losses instead of two')
 
 
 @pytest.fixture(scope='session')
