@@ -70,10 +70,12 @@ class Locks:
         self._run.write('lock', server=server_id)
         try:
             self._cloud.lock(server_id, reason(self._run.id))
-        except exceptions.DrpError:
+        except exceptions.DrpError as error:
             # what became of a request without an answer is not known
             self.release(server_id, self._run.id)
-            raise
+            raise exceptions.ApiError(
+                _('not locked, so nothing was done: %s') % error
+            ) from error
         return True
 
     def release(self, server_id: str, run_id: str) -> None:

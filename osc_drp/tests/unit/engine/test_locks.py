@@ -79,7 +79,9 @@ class TestLocks(unittest.TestCase):
 
         error = exceptions.Unanswered('no answer')
         self.cloud.next('lock', fakes.then_raise(error, lock_it))
-        with self.assertRaises(exceptions.Unanswered):
+        with self.assertRaisesRegex(
+            exceptions.ApiError, 'not locked, so nothing was done: no answer'
+        ):
             self._held()
         self.assertFalse(self.cloud.server('s1').locked)
 
