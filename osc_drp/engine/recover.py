@@ -412,6 +412,7 @@ class Recover:
         lanes = {
             server_id: self._lane(server_id, None, group, run)
             for server_id, group in wanted.items()
+            if server_id in self.seen.servers
         }
         for item in start.acting:
             lanes[item.server_id] = self._lane(
@@ -431,6 +432,10 @@ class Recover:
             outcomes += self._do_wave(
                 [lanes[s] for s in server_ids], exports, counter
             )
+        for server_id, group in wanted.items():
+            if server_id not in self.seen.servers:
+                why = _('the server was deleted since')
+                outcomes += _told(group, apply.LEFT, why)
         starts = [o for o in outcomes if not o.volume_id]
         attaches = [o for o in outcomes if o.volume_id]
         return (
@@ -477,10 +482,9 @@ class Recover:
             )
             for i in ((start, *attaches) if start else attaches)
         ]
-        server = self.seen.servers.get(server_id)
         return apply.Lane(
             key=server_id,
-            host=server.host if server else None,
+            host=self.seen.servers[server_id].host,
             work=functools.partial(
                 self._serve, server_id, start, attaches, run
             ),
@@ -502,18 +506,23 @@ class Recover:
                 self._started_at = self._clock.monotonic()
                 if outcomes[0].status != apply.DONE:
                     why = _('its server was not started')
-                    return outcomes + _untried(attaches, why)
+                    return outcomes + _told(attaches, apply.UNTRIED, why)
             if attaches and self._runner.interrupted:
                 why = _('not tried: interrupted')
-                return outcomes + _untried(attaches, why)
-            if attaches:
+                return outcomes + _told(attaches, apply.UNTRIED, why)
+            try:
                 outcomes += self._attach(server_id, attaches, run)
+            except exceptions.DrpError as error:
+                # that it was started stays true
+                outcomes += _told(attaches, apply.FAILED, str(error))
         return outcomes
 
     def _attach(
         self, server_id: str, shown: list[plan.Item], run: journal.Run
     ) -> list[apply.Outcome]:
         """Attach what was shown and is still missing."""
+        if not shown:
+            return []
         by_key = {_key(i): i for i in self._restore.plan_server(server_id)}
         now = [by_key.get(_key(i), i) for i in shown]
         acting = [i for i in now if i.do in _ATTACHES]
@@ -665,10 +674,11 @@ def _shown(step: Step, fresh: tuple[plan.Item, ...]) -> Step:
     )
 
 
-def _untried(items: list[plan.Item], why: str) -> list[apply.Outcome]:
+def _told(
+    items: list[plan.Item], status: str, why: str
+) -> list[apply.Outcome]:
     return [
-        apply.Outcome(i.server_id, i.volume_id, apply.UNTRIED, why)
-        for i in items
+        apply.Outcome(i.server_id, i.volume_id, status, why) for i in items
     ]
 
 

@@ -1,0 +1,193 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What a recovery tells, on simulated clouds; its interruptions are tested
+in test_interrupted.py."""
+
+import unittest
+
+from osc_drp import exceptions
+from osc_drp.engine import apply
+from osc_drp.engine import facts
+from osc_drp.engine import plan
+from osc_drp.engine import recover
+from osc_drp.tests.simulated import disasters
+from osc_drp.tests.simulated import recovery
+from osc_drp.tests.unit.engine import build
+
+
+class TestCase(unittest.TestCase):
+    def recover(self, world, cloud_map, classic=True, prepare=None):
+        """Recover in one process; give it and what it told."""
+        subject = recovery.in_one(classic)
+
+        def run(case):
+            if prepare:
+                prepare(case.process)
+            subject(case)
+
+        with recovery.scratch() as directory:
+            case = recovery.Case(world, cloud_map, directory)
+            case.go(run)
+            self.assertIsNone(case.error)
+        self.told = case.told
+        return case
+
+    def result(self, world, step, server, volume=''):
+        volume_id = world.volume_id(volume) if volume else ''
+        return self.told[step, world.server_id(server), volume_id]
+
+
+class TestTold(TestCase):
+    def test_a_start_stays_true_if_its_attaches_fail(self):
+        world, cloud_map = disasters.lost('web1')
+
+        def prepare(process):
+            start = process.cloud.start
+
+            def then_cinder_is_ill(server_id):
+                start(server_id)
+                error = exceptions.ApiError('cinder is ill')
+                process.fail('rows_of', error)
+
+            process.cloud.start = then_cinder_is_ill
+
+        self.recover(world, cloud_map, prepare=prepare)
+        self.assertEqual(
+            ('done', 'started'), self.result(world, 'start', 'web1')
+        )
+        self.assertEqual(
+            ('failed', 'cinder is ill'),
+            self.result(world, 'attach', 'web1', 'web1-data'),
+        )
+
+    def test_a_server_that_is_deleted_before_its_turn(self):
+        world, cloud_map = disasters.lost('web1', 'app1')
+        web1 = world.server_id('web1')
+        volume = world.volume_id('web1-data')
+
+        def prepare(process):
+            release = process.databases.reset
+
+            def and_it_is_deleted(pair, *args, **kwargs):
+                release(pair, *args, **kwargs)
+                if pair.server_id == web1:
+                    world.delete_server(web1)
+
+            process.databases.reset = and_it_is_deleted
+
+        self.recover(world, cloud_map, prepare=prepare)
+        self.assertEqual(
+            ('left', 'the server was deleted since'),
+            self.told['attach', web1, volume],
+        )
+        self.assertEqual('done', self.result(world, 'start', 'app1')[0])
+
+    def test_no_lock_is_left_and_others_stay(self):
+        world, cloud_map = disasters.lost('web1', 'app1')
+        world.set_lock(world.server_id('app1'), 'audit', 'an-admin')
+        self.recover(world, cloud_map)
+        seen = world.records.observe(world.now())
+        self.assertEqual(
+            {'web1': False, 'app1': True},
+            {s.name: s.locked for s in seen.servers.values()},
+        )
+
+    def test_classic_waits_for_no_shield_of_its_own(self):
+        world, cloud_map = disasters.lost('cl1', 'cl2')
+        before = world.now()
+        self.recover(world, cloud_map)
+        self.assertEqual([], [t for t in self.told.values() if t[0] == 'open'])
+        # settling, starts, consoles: but not the 300 s of an attach
+        self.assertLess((world.now() - before).total_seconds(), 300)
+
+    def test_repaired_volumes_wait_for_one_that_shows_their_export(self):
+        world, cloud_map = disasters.lost('web1', 'db1', 'far1')
+        for name in ('web1-data', 'db1-data'):
+            world.reset_volume_status(
+                world.volume_id(name), 'available', 'detached'
+            )
+
+        def prepare(process):
+            error = exceptions.ApiError('no such target')
+            process.fail('start', error)
+
+        self.recover(world, cloud_map, classic=False, prepare=prepare)
+        failed, held = (
+            self.result(world, 'start', n) for n in ('db1', 'web1')
+        )
+        self.assertEqual('failed', failed[0])
+        self.assertEqual('open', held[0])
+        self.assertIn('restart cinder-volume', held[1])
+
+
+class TestPlan(unittest.TestCase):
+    def test_classic_needs_databases(self):
+        cloud_map = facts.CloudMap('', '', '', (), ())
+        memory = recover.Memory({}, frozenset(), frozenset(), {}, {})
+        with self.assertRaises(exceptions.Refused):
+            recover.Recover(
+                None,
+                None,
+                cloud_map,
+                plan.Selection(),
+                recover.Settings(classic=True),
+                None,
+                memory,
+            )
+
+    def items(self, *dos):
+        return tuple(
+            plan.Item(f's{n}', 'v', do, '', '') for n, do in enumerate(dos)
+        )
+
+    def test_the_question_counts_all_that_is_done(self):
+        steps = (
+            recover.Step('repair', self.items(plan.Do.REPAIR, plan.Do.FLAG)),
+            recover.Step('reset', ()),
+            recover.Step('start', self.items(plan.Do.START, plan.Do.START)),
+            recover.Step('attach', self.items(plan.Do.NOTHING)),
+        )
+        self.assertEqual(
+            ('repair 1 attachments, start 2 servers', 'recover 2'),
+            recover.question(steps),
+        )
+
+    def test_what_was_not_shown_is_not_done(self):
+        shown = recover.Step('start', self.items(plan.Do.START, plan.Do.LEAVE))
+        fresh = self.items(plan.Do.START, plan.Do.START)
+        step = recover._shown(shown, fresh)
+        self.assertEqual(
+            [plan.Do.START, plan.Do.FLAG], [i.do for i in step.items]
+        )
+        self.assertIn('run again', step.items[1].reason)
+
+
+class TestDoubt(unittest.TestCase):
+    def test_only_what_is_said_to_be_done(self):
+        step = recover.Step(
+            'start',
+            (),
+            (
+                apply.Outcome('s1', '', apply.DONE, 'started'),
+                apply.Outcome('s2', '', apply.FAILED, 'no'),
+            ),
+        )
+        seen = build.seen([build.server('s1')])
+        told = recover._doubt(
+            step,
+            lambda o: f'and is {seen.servers[o.server_id].vm_state} since',
+        )
+        self.assertEqual(
+            [('open', 'started, and is stopped since'), ('failed', 'no')],
+            [(o.status, o.what) for o in told.outcomes],
+        )
