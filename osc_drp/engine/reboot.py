@@ -219,7 +219,7 @@ class Reboot:
             )
         before = self._boot_ids.get(server_id)
         try:
-            boot_id = self._guests.boot_id(server)
+            boot_id = self._present_boot(server, before is not None)
         except exceptions.SshError as error:
             return apply.OPEN, self._unreached(server_id, before, error)
         if before is not None and before != boot_id:
@@ -238,6 +238,22 @@ class Reboot:
             return apply.OPEN, str(error)
         run.write('sent', action='guest reboot', server=server_id)
         return self._until_back(server, boot_id)
+
+    def _present_boot(self, server: facts.Server, rebooting: bool) -> str:
+        """Ask for the boot id; who may be rebooting is waited for.
+
+        :param rebooting: a killed run may just have sent the reboot
+        :raises SshError: it cannot be reached
+        """
+        begun = self._clock.monotonic()
+        while True:
+            try:
+                return self._guests.boot_id(server)
+            except exceptions.SshError:
+                waited = self._clock.monotonic() - begun
+                if not rebooting or waited >= self._settings.wait:
+                    raise
+            self._clock.sleep(POLL)
 
     def _until_back(
         self, server: facts.Server, boot_id: str

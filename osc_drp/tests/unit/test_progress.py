@@ -149,7 +149,7 @@ class TestBars(unittest.TestCase):
     def test_the_cursor_comes_back(self):
         drawn = self.show()
         self.assertGreater(drawn.rfind('\x1b[?25h'), drawn.rfind('\x1b[?25l'))
-        self.assertTrue(drawn.index('\x1b[?25l') >= 0)
+        self.assertIn('\x1b[?25l', drawn)
 
     def test_a_dumb_terminal_gets_lines(self):
         self.environ['TERM'] = 'dumb'
