@@ -257,6 +257,14 @@ class TestCarryOut(TestCase):
         )
         self.assertEqual(apply.DONE, found['s3'][0])
 
+    def test_taken_up_again_while_it_reboots(self):
+        self.guests.do_reboot('s1')  # and killed
+        found = self.reboot_all(boot_ids={'s1': 'boot-s1-0'})
+        self.assertEqual(
+            (apply.DONE, 'it was rebooted already, in this run'), found['s1']
+        )
+        self.assertEqual(1, self.guests.reboots['s1'])
+
     def test_it_does_not_come_back(self):
         def gone():
             self.guests.closed['s2'] = 'web2: it does not answer'
