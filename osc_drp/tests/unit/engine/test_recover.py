@@ -110,6 +110,38 @@ class TestTold(TestCase):
         # settling, starts, consoles: but not the 300 s of an attach
         self.assertLess((world.now() - before).total_seconds(), 300)
 
+    def test_waves(self):
+        world, cloud_map = disasters.lost('web1', 'db1', 'far1', 'idle1')
+        for name, wave in (('far1', '1'), ('web1', '2'), ('idle1', '2')):
+            world.metadata[world.server_id(name)] = {'drp_wave': wave}
+        order = []
+
+        def prepare(process):
+            for what in 'start', 'attach':
+                self.note(process.cloud, what, order)
+
+        self.recover(world, cloud_map, prepare=prepare)
+        names = {world.server_id(n): n for n in ('web1', 'db1', 'far1')}
+        names[world.server_id('idle1')] = 'idle1'
+        self.assertEqual(
+            [
+                *('start far1', 'attach far1', 'attach far1'),
+                *('start idle1', 'start web1', 'attach web1'),
+                *('start db1', 'attach db1', 'attach db1', 'attach db1'),
+            ],
+            [f'{what} {names[server_id]}' for what, server_id in order],
+        )
+
+    def note(self, cloud, what, order):
+        """Write down which requests are sent, in their order."""
+        real = getattr(cloud, what)
+
+        def noted(wanted):
+            order.append((what, getattr(wanted, 'server_id', wanted)))
+            return real(wanted)
+
+        setattr(cloud, what, noted)
+
     def test_repaired_volumes_wait_for_one_that_shows_their_export(self):
         world, cloud_map = disasters.lost('web1', 'db1', 'far1')
         for name in ('web1-data', 'db1-data'):
