@@ -12,9 +12,10 @@ RUN=$LAB_HOME/run                           # pid files, sockets, boot id: lost 
 LOG=$LAB_HOME/log
 VAR=$LAB_HOME/var                           # what survives a power loss: databases, SAN, guests, secrets
 SAN=$LAB_HOME/san                           # mount point of the "SAN" (a loop-mounted ext4 image in VAR)
-DB_PORT=${LAB_DB_PORT:-33306}
-MQ_PORT=${LAB_MQ_PORT:-35672}               # and the one above it, for Erlang
-EPMD_PORT=${LAB_EPMD_PORT:-34369}
+# Ports below 32768, where Linux begins to give out ports to connections: such a one could be taken.
+DB_PORT=${LAB_DB_PORT:-23306}
+MQ_PORT=${LAB_MQ_PORT:-25692}               # and the one above it, for Erlang
+EPMD_PORT=${LAB_EPMD_PORT:-24369}
 KEYSTONE_PORT=${LAB_KEYSTONE_PORT:-5000}
 GLANCE_PORT=${LAB_GLANCE_PORT:-9292}
 PLACEMENT_PORT=${LAB_PLACEMENT_PORT:-8778}

@@ -22,7 +22,8 @@ from osc_drp.db import write
 from osc_drp.engine import facts
 import pytest
 
-PORT, GROUP, TRANSFER, NOBODY = 33871, 33872, 33873, 33874
+# below 32768, where Linux begins to give out ports to connections
+PORT, GROUP, TRANSFER, NOBODY = 23871, 23872, 23873, 23874
 SCHEMAS = ('cinder', 'nova_api', *labkit.CELLS)
 PROVIDER = pathlib.Path('/usr/lib/galera/libgalera_smm.so')
 

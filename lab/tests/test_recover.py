@@ -189,7 +189,8 @@ def test_killed_and_lost_again(the_map, lost_and_locked, mode, seed):
     run.finish()
     assert all(before <= 1 and after <= 1 for before, after in run.starts().values()), (run.said, run.starts())
     the_end(the_map, mode == 'classic')
-    assert [entries[-1]['event'] for entries in journals().values()] == ['end'], run.said
+    # more than one where a run was done before its end came
+    assert {entries[-1]['event'] for entries in journals().values()} == {'end'}, run.said
 
 
 @pytest.mark.parametrize('number, mode', [(signal.SIGINT, 'default'), (signal.SIGTERM, 'classic')], ids=['ctrl-c', 'sigterm'])

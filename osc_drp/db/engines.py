@@ -42,11 +42,11 @@ _CONNECT_TIMEOUT = 5
 _READ_TIMEOUT = 60
 _LOCK_TIMEOUT = 5
 
-#: Execution option: a transaction that will write (BEGIN IMMEDIATE).
 #: Seconds that we wait for a Galera node, and between two attempts.
 PATIENCE = 60.0
 PAUSE = 2.0
 
+#: Execution option: a transaction that will write (BEGIN IMMEDIATE).
 _WRITES = 'osc_drp_writes'
 _Result = ty.TypeVar('_Result')
 
@@ -54,12 +54,14 @@ _clock = time.monotonic
 _sleep = time.sleep
 LOG = logging.getLogger(__name__)
 
-# They log to the user's console what we say in our own words; the last one
-# with statements and values.
+# They log to the user's console what we say in our own words: with
+# statements and values (exc_filters), or with a traceback of a connection
+# that cannot be rolled back because its server has just died (pool).
 for _name in (
     'oslo_db.api',
     'oslo_db.sqlalchemy.engines',
     'oslo_db.sqlalchemy.exc_filters',
+    'sqlalchemy.pool',
 ):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 

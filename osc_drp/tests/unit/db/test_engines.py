@@ -10,7 +10,9 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+import contextlib
 import logging
+import sqlite3
 import ssl
 import unittest
 from unittest import mock
@@ -332,6 +334,24 @@ class TestSentences(testtools.TestCase):
             tables.CINDER,
         )
         self.assertIn('127.0.0.1:1 (Connection refused)', self.fails(database))
+
+    def test_a_server_that_dies_is_told_in_our_words_only(self) -> None:
+        database = engines._database(
+            'the cinder database', 'sqlite://', tables.CINDER
+        )
+        log = self.useFixture(fixtures.FakeLogger(level=logging.WARNING))
+        died = sqlite3.OperationalError('S3CRET: gone')
+        with database.connect():  # the first one asks more
+            pass
+        with (
+            mock.patch.object(
+                database.engine.dialect, 'do_rollback', side_effect=died
+            ),
+            contextlib.suppress(exceptions.DatabaseError),
+            database.connect() as connection,
+        ):
+            connection.execute(sa.text('SELECT 1'))
+        self.assertEqual('', log.output)
 
     def fails(self, database: engines.Database) -> str:
         log = self.useFixture(fixtures.FakeLogger(level=logging.WARNING))
