@@ -201,7 +201,11 @@ C
 
 # ---- processes -----------------------------------------------------------------------------------
 # A pid file holds the pid and the start time of a session leader (pids come round again, start times do not).
-starttime() { local st; { read -r st < "/proc/$1/stat"; } 2>/dev/null || return 1; st=${st##*) }; set -- $st; echo "${20}"; }
+# Who has ended and whom nobody waited for, a zombie, has them still: not alive.
+starttime() {
+    local st; { read -r st < "/proc/$1/stat"; } 2>/dev/null || return 1
+    st=${st##*) }; set -- $st; [ "$1" != Z ] && echo "${20}"
+}
 alive() { # name
     local p t; { read -r p t < "$RUN/$1.pid"; } 2>/dev/null || return 1
     [ "$(starttime "$p")" = "$t" ]
