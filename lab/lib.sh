@@ -296,7 +296,8 @@ start_libvirtd() {
         printf '%s\n' '# osc-drp lab' 'user = "root"' 'group = "root"' 'dynamic_ownership = 0' 'security_driver = "none"' \
             'namespaces = []' 'cgroup_controllers = []' 'stdio_handler = "file"' >> /etc/libvirt/qemu.conf
     fi
-    PATH=$ETC/libvirt-path:$PATH start libvirtd libvirtd --config "$ETC/libvirtd.conf" --pid-file "$RUN/libvirtd-own.pid"
+    PATH=$ETC/libvirt-path:$PATH start libvirtd /usr/bin/python3 -I "$LAB_DIR/python/reaper.py" \
+        libvirtd --config "$ETC/libvirtd.conf" --pid-file "$RUN/libvirtd-own.pid"
     wait_for 60 libvirtd virsh -c qemu:///system version
 }
 
