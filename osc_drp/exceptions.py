@@ -57,6 +57,17 @@ class ApiError(DrpError):
     """An API cannot be reached, or it refuses us."""
 
 
+class Away(ApiError):
+    """An API does not answer, or says that it cannot: it may soon.
+
+    :ivar what: who, where and why, for 'waiting for ...'
+    """
+
+    def __init__(self, message: str, what: str) -> None:
+        super().__init__(message)
+        self.what = what
+
+
 class NotFound(ApiError):
     """The API knows no such object (404)."""
 

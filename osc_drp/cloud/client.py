@@ -18,6 +18,8 @@ from osc_drp.cloud import act
 from osc_drp.cloud import read
 from osc_drp.cloud import session
 from osc_drp.engine import facts
+from osc_drp.engine import ports
+from osc_drp.engine import readiness
 
 
 def connect(app: ty.Any) -> 'Client':
@@ -28,11 +30,30 @@ def connect(app: ty.Any) -> 'Client':
     return Client(session.connect(app))
 
 
+def connect_when_up(app: ty.Any, wait: float, say: ports.Say) -> 'Client':
+    """Log in as soon as keystone, nova and cinder answer.
+
+    :param wait: seconds
+    :raises exceptions.Refused: one still does not, after that time.
+    :raises exceptions.ApiError: waiting does not help.
+    """
+
+    def look() -> 'Client':
+        client = connect(app)
+        client.check_up()
+        return client
+
+    return readiness.wait_for(look, wait, say)
+
+
 class Client:
     """Binds the functions of read.py and act.py to one cloud."""
 
     def __init__(self, api: session.Api) -> None:
         self.api = api
+
+    def check_up(self) -> None:
+        read.check_up(self.api)
 
     @property
     def user_id(self) -> str | None:
@@ -124,7 +145,6 @@ class Client:
 
 
 if ty.TYPE_CHECKING:
-    from osc_drp.engine import ports
 
     def _fits(client: Client) -> ports.Cloud:
         return client

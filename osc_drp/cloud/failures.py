@@ -35,10 +35,17 @@ DOUBTFUL = frozenset({500, 502, 504})
 
 
 class Passing(Exception):
-    """Sending the request again may help."""
+    """Sending the request again may help.
 
-    def __init__(self, message: str, pause: float | None = None) -> None:
+    :ivar what: who does not answer, where and why
+    :ivar pause: seconds that the service asks for; None: it does not
+    """
+
+    def __init__(
+        self, message: str, what: str, pause: float | None = None
+    ) -> None:
         super().__init__(message)
+        self.what = what
         self.pause = pause
 
 
@@ -84,13 +91,18 @@ def login_error(
             % words
         )
     if passes(exc) or isinstance(exc, ksa_exceptions.DiscoveryFailure):
-        return exceptions.ApiError(
+        message = (
             _(
                 "cloud '%(cloud)s': keystone does not answer at %(url)s "
                 '(%(reason)s): check that it and its database are up'
             )
             % words
         )
+        if passes(exc):
+            return exceptions.Away(
+                message, _('keystone at %(url)s: %(reason)s') % words
+            )
+        return exceptions.ApiError(message)
     if isinstance(exc, ksa_exceptions.ClientException):
         return exceptions.ApiError(
             _(
@@ -105,11 +117,42 @@ def login_error(
 
 
 def passes(exc: Exception) -> bool:
-    """Tell whether keystone may answer a moment later."""
-    return isinstance(exc, CONNECTION) or (
-        isinstance(exc, ksa_exceptions.HttpError)
-        and exc.http_status in RETRIABLE
+    """Tell whether the service may answer a moment later.
+
+    keystoneauth wraps what happened into 'could not find versions'.
+    """
+    return any(
+        isinstance(link, CONNECTION)
+        or (
+            isinstance(link, ksa_exceptions.HttpError)
+            and link.http_status in RETRIABLE
+        )
+        for link in _chain(exc)
     )
+
+
+def no_endpoint(
+    cloud: str, service: str, url: str | None, exc: Exception
+) -> Exception:
+    """Say why a service does not tell its versions."""
+    words = {
+        'cloud': cloud,
+        'service': service,
+        'url': url,
+        'reason': reason(exc),
+    }
+    message = (
+        _(
+            "cloud '%(cloud)s': %(service)s does not answer at %(url)s "
+            '(%(reason)s): check that it and its database are up'
+        )
+        % words
+    )
+    if passes(exc):
+        return Passing(
+            message, _('%(service)s at %(url)s: %(reason)s') % words
+        )
+    return exceptions.ApiError(message)
 
 
 def no_answer(
@@ -132,7 +175,8 @@ def no_answer(
             % words
         )
         if method == 'GET' and isinstance(exc, CONNECTION):
-            return Passing(message)
+            what = _('%(service)s at %(url)s: %(reason)s') % words
+            return Passing(message, what)
         return exceptions.ApiError(message)
     return exceptions.Unanswered(
         _(
@@ -186,7 +230,8 @@ def bad_answer(
         % words
     )
     if method == 'GET' and status in RETRIABLE:
-        return Passing(message, _retry_after(response))
+        what = _('%(service)s at %(url)s: it answers %(status)d') % words
+        return Passing(message, what, _retry_after(response))
     if method != 'GET' and status in DOUBTFUL:
         return exceptions.Unanswered(message)
     return exceptions.ApiError(message)

@@ -141,8 +141,8 @@ def each(
 def check_cells(api: session.Api) -> None:
     """See that every cell answers.
 
-    :raises exceptions.Incomplete: one does not; named by its hosts, for the
-        API does not know cells by name.
+    :raises exceptions.Away: one does not; named by its hosts, for the API
+        does not know cells by name.
     """
     hosts = sorted(
         s['host']
@@ -150,25 +150,25 @@ def check_cells(api: session.Api) -> None:
         if s.get('status') == 'UNKNOWN' and 'state' not in s
     )
     if hosts:
-        raise exceptions.Incomplete(
-            _(
-                "cloud '%(cloud)s': the database of a cell does not answer, "
-                'the one of host %(hosts)s: bring it up first'
-            )
-            % {'cloud': api.cloud, 'hosts': _some(hosts)}
-        )
+        raise _cell_away(api, _('host %s') % _some(hosts))
     found = get(
         api, COMPUTE, 'servers', SERVERS, 'servers', {'all_tenants': '1'}
     )
     lost = sorted(s['id'] for s in found if s.get('status') == 'UNKNOWN')
     if lost:
-        raise exceptions.Incomplete(
-            _(
-                "cloud '%(cloud)s': the database of a cell does not answer, "
-                'the one of server %(servers)s: bring it up first'
-            )
-            % {'cloud': api.cloud, 'servers': _some(lost)}
+        raise _cell_away(api, _('server %s') % _some(lost))
+
+
+def _cell_away(api: session.Api, whose: str) -> exceptions.Away:
+    words = {'cloud': api.cloud, 'whose': whose}
+    return exceptions.Away(
+        _(
+            "cloud '%(cloud)s': the database of a cell does not answer, the "
+            'one of %(whose)s: bring it up first'
         )
+        % words,
+        _("the database of a cell, the one of %(whose)s") % words,
+    )
 
 
 def _some(names: list[str]) -> str:

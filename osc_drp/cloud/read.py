@@ -55,9 +55,9 @@ def observe(
     :param actions: also fill ``unfinished``: two requests for each server
         with volumes.
     :param network: also list neutron's agents among the services.
-    :raises exceptions.Incomplete: a cell is down, or a listing is short.
-    :raises exceptions.ApiError: a service cannot be reached, or the user is
-        not an administrator.
+    :raises exceptions.Incomplete: a listing is short.
+    :raises exceptions.Away: a service, or a cell's database, does not answer.
+    :raises exceptions.ApiError: the user is not an administrator.
     """
     listing.check_cells(api)
     reader = _Reader(api, taken_at=api.now)
@@ -458,6 +458,22 @@ def diagnostics_running(api: session.Api, server_id: str) -> bool | None:
         return None
     state = answer.body.get('state')
     return None if state is None else state == 'running'
+
+
+def check_up(api: session.Api) -> None:
+    """See that nova and cinder answer, all their databases included.
+
+    Each is asked once: whoever waits for them asks again.
+
+    :raises exceptions.Away: one does not.
+    :raises exceptions.ApiError: the user is not an administrator.
+    """
+    patience, api.retries = api.retries, 0
+    try:
+        listing.check_cells(api)
+        listing.cinder_services(api)
+    finally:
+        api.retries = patience
 
 
 def services(

@@ -96,6 +96,8 @@ class Api:
         self._endpoints: dict[str, tuple[str, tuple[int, int]]] = {}
         #: The cloud's time, and our monotonic clock when it was told.
         self._clock: tuple[datetime.datetime, float] | None = None
+        #: How often a GET, and a login, is sent again.
+        self.retries = RETRIES
         self._token_clock()
 
     @property
@@ -168,7 +170,7 @@ class Api:
         path: str,
         microversion: str | None = None,
         params: ty.Mapping[str, ty.Any] | None = None,
-        retries: int = RETRIES,
+        retries: int | None = None,
     ) -> Answer:
         """Read; see :meth:`request`."""
         return self.request(
@@ -206,7 +208,7 @@ class Api:
         microversion: str | None = None,
         json: ty.Any = None,
         params: ty.Mapping[str, ty.Any] | None = None,
-        retries: int = RETRIES,
+        retries: int | None = None,
         quiet: bool = False,
     ) -> Answer:
         """Send a request.
@@ -214,18 +216,20 @@ class Api:
         :param path: below the service's end point, as in 'servers/detail'.
         :param microversion: wins over whatever the user pinned
             (OS_COMPUTE_API_VERSION).
-        :param retries: of a GET on 429, 5xx and lost connections; everything
-            else is sent once.
+        :param retries: of a GET on 429, 5xx and lost connections, instead of
+            :attr:`retries`; everything else is sent once.
         :param quiet: the answer may hold a secret: no log of it, ever.
         :raises exceptions.NotFound: 404.
         :raises exceptions.Conflict: 400 or 409, in the service's own words.
         :raises exceptions.Unanswered: no answer, or a doubtful one, to a
             request that changes something: it may be done.
+        :raises exceptions.Away: keystone, or a GET, got no answer again and
+            again, or a 429 or 5xx.
         :raises exceptions.ApiError: everything else.
         """
         url = f'{self._endpoint(service)[0]}/{path.lstrip("/")}'
-        left = retries if method == 'GET' else 0
-
+        again = self.retries if retries is None else retries
+        left = again if method == 'GET' else 0
         quiet = quiet or bool(_SECRET.match(path.lstrip('/')))
 
         def ask() -> Answer:
@@ -234,13 +238,13 @@ class Api:
             )
 
         # Apart, lest keystone's silence look like the service's.
-        self._patiently(self._login, RETRIES)
+        self._patiently(self._login, self.retries)
         try:
             return self._patiently(ask, left)
         except failures.Expired as exc:
             LOG.debug('%s; getting another token', exc)
             self._session.invalidate()
-        self._patiently(self._login, RETRIES)
+        self._patiently(self._login, self.retries)
         try:
             return self._patiently(ask, left)
         except failures.Expired as exc:
@@ -251,7 +255,7 @@ class Api:
     ) -> _Told:
         """Ask again, a few times, after what may pass.
 
-        :raises exceptions.ApiError: it did not pass.
+        :raises exceptions.Away: it did not pass.
         """
         pause = 1.0
         while True:
@@ -259,7 +263,7 @@ class Api:
                 return ask()
             except failures.Passing as exc:
                 if not left:
-                    raise exceptions.ApiError(str(exc)) from exc
+                    raise exceptions.Away(str(exc), exc.what) from exc
                 LOG.debug('%s; trying again', exc)
                 time.sleep(min(exc.pause or pause, LONGEST_PAUSE))
             left -= 1
@@ -319,8 +323,8 @@ class Api:
             self._session.get_auth_headers()
         except failures.FAILURES as exc:
             error = self._refused_login(exc)
-            if failures.passes(exc):
-                raise failures.Passing(str(error)) from exc
+            if isinstance(error, exceptions.Away):
+                raise failures.Passing(str(error), error.what) from exc
             raise error from exc
 
     def _hear(self, response: requests.Response) -> str | None:
@@ -393,13 +397,17 @@ class Api:
 
     def _endpoint(self, service: str) -> tuple[str, tuple[int, int]]:
         """Find a service's URL and its highest microversion, once."""
-        with self._lock:
-            if service not in self._endpoints:
-                try:
-                    self._endpoints[service] = self._discover(service)
-                except failures.FAILURES as exc:
-                    raise self._no_endpoint(service, exc) from exc
-            return self._endpoints[service]
+
+        def find() -> tuple[str, tuple[int, int]]:
+            with self._lock:
+                if service not in self._endpoints:
+                    try:
+                        self._endpoints[service] = self._discover(service)
+                    except failures.FAILURES as exc:
+                        raise self._no_endpoint(service, exc) from exc
+                return self._endpoints[service]
+
+        return self._patiently(find, self.retries)
 
     def _discover(self, service: str) -> tuple[str, tuple[int, int]]:
         plain = self._catalog_url(service)
@@ -418,7 +426,10 @@ class Api:
         if service not in _VERSIONS:
             return plain, (0, 0)
         data = self._adapter(service).get_endpoint_data()
-        if data is None or not data.url:
+        if data is None or not data.url or not data.max_microversion:
+            # keystoneauth keeps to itself why it found no versions, and
+            # gives the catalog's URL without any if the API is down
+            self._session.get(plain)
             raise exceptions.ApiError(
                 _(
                     "cloud '%(cloud)s': %(service)s at %(url)s does not say "
@@ -426,28 +437,15 @@ class Api:
                 )
                 % {'cloud': self.cloud, 'service': service, 'url': plain}
             )
-        major, minor = (data.max_microversion or (0, 0))[:2]
+        major, minor = data.max_microversion[:2]
         return data.url.rstrip('/'), (int(major), int(minor))
 
-    def _no_endpoint(
-        self, service: str, exc: Exception
-    ) -> exceptions.ApiError:
+    def _no_endpoint(self, service: str, exc: Exception) -> Exception:
         try:
             url = self._catalog_url(service)
         except failures.FAILURES as failure:
             return self._refused_login(failure)
-        return exceptions.ApiError(
-            _(
-                "cloud '%(cloud)s': %(service)s does not answer at %(url)s "
-                '(%(reason)s): check that it and its database are up'
-            )
-            % {
-                'cloud': self.cloud,
-                'service': service,
-                'url': url,
-                'reason': failures.reason(exc),
-            }
-        )
+        return failures.no_endpoint(self.cloud, service, url, exc)
 
     def _refused_login(self, exc: Exception) -> exceptions.ApiError:
         return failures.login_error(self.cloud, self._region, exc)
@@ -461,9 +459,10 @@ def connect(app: ty.Any) -> Api:
     ``clientmanager.py``, ``setup_auth``).
 
     :param app: the command's ``self.app``.
-    :raises exceptions.ApiError: the settings are incomplete, keystone cannot
-        be reached, or it refuses the user. (That no such cloud exists is
-        said by openstackclient before any command runs.)
+    :raises exceptions.Away: keystone does not answer, or says that it cannot.
+    :raises exceptions.ApiError: the settings are incomplete, or keystone
+        refuses the user. (That no such cloud exists is said by
+        openstackclient before any command runs.)
     """
     if not app.options.debug:
         # it would tell a failure before we do, and worse

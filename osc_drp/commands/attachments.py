@@ -239,7 +239,10 @@ class RestoreAttachments(base.DrpLister):
             metavar='<seconds>',
             type=base.seconds,
             default=300.0,
-            help=_('How long one attach may take (default: 300)'),
+            help=_(
+                'How long to wait for keystone, nova and cinder, and how '
+                'long one attach may take (default: 300)'
+            ),
         )
         return parser
 
@@ -259,7 +262,7 @@ class RestoreAttachments(base.DrpLister):
             parsed_args, self.app, 'attachments restore', cloud_map, say
         )
         job = restore.Restore(
-            client.connect(self.app),
+            client.connect_when_up(self.app, parsed_args.wait, say),
             cloud_map,
             base.selection(parsed_args),
             say,

@@ -97,7 +97,9 @@ class Drill(recover.Recover):
         from osc_drp.hosts import samples
 
         progress = base.progress(self.app)
-        cloud = client.connect(self.app)
+        cloud = client.connect_when_up(
+            self.app, parsed_args.wait, progress.say
+        )
         seen = cloud.observe()
         server = base.find_server(seen, parsed_args.server)
         parsed_args.server = [server.id]

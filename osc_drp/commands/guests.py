@@ -54,7 +54,10 @@ class RebootGuests(base.DrpLister):
             metavar='<seconds>',
             type=base.seconds,
             default=300.0,
-            help=_('How long a guest may take to come back (default: 300)'),
+            help=_(
+                'How long to wait for keystone, nova and cinder, and how '
+                'long a guest may take to come back (default: 300)'
+            ),
         )
         base.add_ssh(parser)
         base.add_network(parser)
@@ -73,10 +76,10 @@ class RebootGuests(base.DrpLister):
             raise exceptions.Usage(
                 _('name a map, or the servers (--server and the like)')
             )
-        cloud = client.connect(self.app)
-        cloud_map = _map(parsed_args, self.app, cloud)
         progress = base.progress(self.app)
         say = progress.say
+        cloud = client.connect_when_up(self.app, parsed_args.wait, say)
+        cloud_map = _map(parsed_args, self.app, cloud)
         held = base.session(
             parsed_args,
             self.app,

@@ -104,7 +104,9 @@ class Recover(base.DrpLister):
 
         progress = base.progress(self.app)
         held = self._session(parsed_args, progress.say)
-        cloud = client.connect(self.app)
+        cloud = client.connect_when_up(
+            self.app, parsed_args.wait, progress.say
+        )
         with (
             held.held(parsed_args.dry_run),
             self._databases(parsed_args, progress.say) as databases,

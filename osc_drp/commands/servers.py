@@ -101,7 +101,7 @@ class RestartServers(base.DrpLister):
         from osc_drp.engine import restart
 
         return restart.Restart(
-            client.connect(self.app),
+            client.connect_when_up(self.app, parsed_args.wait, say),
             cloud_map,
             base.selection(parsed_args),
             base.restart_settings(parsed_args),

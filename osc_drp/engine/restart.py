@@ -25,6 +25,7 @@ from osc_drp.engine import journal
 from osc_drp.engine import oneserver
 from osc_drp.engine import plan
 from osc_drp.engine import ports
+from osc_drp.engine import readiness
 from osc_drp.i18n import _
 
 #: Seconds between two looks at something that is under way.
@@ -90,6 +91,8 @@ class Restart:
         self._first_up: dict[str, float] = {}
         self._readings: dict[str, tuple[Reading, float]] = {}
         self._not_ready: dict[str, str] = {}
+        #: Which services the last look missed, and who needs them.
+        self._lacking: dict[str, set[str]] = {}
         self._in_map = {
             (a.server_id, a.volume_id) for a in cloud_map.attachments
         }
@@ -115,8 +118,8 @@ class Restart:
             if not waiting or self._clock.monotonic() > deadline:
                 break
             self._say(_waits_for(waiting))
-            self._clock.sleep(POLL * 2)
-            seen = self._look()
+            self._clock.sleep(readiness.POLL)
+            seen = self._wait_for(self._look)
         unproven = [i for i in items if i.do is plan.Do.PROVE]
         for item in unproven:
             self._runs[item.server_id] = self._cloud.diagnostics_running(
@@ -268,8 +271,13 @@ class Restart:
 
         :raises Refused: it is not, after the time of --wait
         """
-        deadline = self._clock.monotonic() + self._settings.wait
-        for segment in self._cloud.ha_segments():
+        try:
+            segments = self._cloud.ha_segments()
+        except exceptions.Away as away:
+            # nothing needs it; it is in the way only when it is back
+            self._say(_('hold masakari when it is back: %s') % away)
+            segments = []
+        for segment in segments:
             self._say(
                 _(
                     "hold masakari's segment '%s': it restarts and moves "
@@ -277,30 +285,43 @@ class Restart:
                 )
                 % segment
             )
-        while True:
-            seen = self._look()
-            missing = self._missing(seen)
-            if not missing:
-                self._warn_of_errors(seen)
-                return seen
-            if self._clock.monotonic() >= deadline:
-                break
-            self._say(_('waiting for %s') % ', '.join(sorted(missing)))
-            self._clock.sleep(POLL * 2)
-        if not self._settings.skip_not_ready:
-            raise exceptions.Refused(
-                _(
-                    'not ready after %(wait)d s: %(what)s (start them, or go '
-                    'on without their servers with --skip-not-ready)'
-                )
-                % {
-                    'wait': self._settings.wait,
-                    'what': ', '.join(sorted(missing)),
-                }
-            )
-        for what, server_ids in missing.items():
-            for server_id in server_ids:
-                self._not_ready[server_id] = _('%s is not up') % what
+        try:
+            seen = self._wait_for(self._look_ready)
+        except exceptions.Refused as refused:
+            if not self._lacking:
+                raise
+            if not self._settings.skip_not_ready:
+                raise exceptions.Refused(
+                    _(
+                        '%s (start them, or go on without their servers with '
+                        '--skip-not-ready)'
+                    )
+                    % refused
+                ) from refused
+            for what, server_ids in self._lacking.items():
+                for server_id in server_ids:
+                    self._not_ready[server_id] = _('%s is not up') % what
+            return self.seen
+        self._warn_of_errors(seen)
+        return seen
+
+    def _wait_for(
+        self, look: collections.abc.Callable[[], facts.Observation]
+    ) -> facts.Observation:
+        wait = self._settings.wait
+        return readiness.wait_for(look, wait, self._say, self._clock)
+
+    def _look_ready(self) -> facts.Observation:
+        """Look, and see that all that the selection needs is up.
+
+        :raises Away: something is not
+        """
+        self._lacking = {}
+        seen = self._look()
+        self._lacking = self._missing(seen)
+        if self._lacking:
+            what = ', '.join(sorted(self._lacking))
+            raise exceptions.Away(_('%s: not up') % what, what)
         return seen
 
     def _missing(self, seen: facts.Observation) -> dict[str, set[str]]:

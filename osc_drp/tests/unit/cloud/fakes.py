@@ -429,6 +429,9 @@ class Server:
         self.catalog = ['compute', 'volumev3', 'network']
         self.password = 'right'
         self.keystone_up = True
+        #: Services that are down: 'compute', 'volume'; what a load balancer
+        #: answers for them, or None: they hang up.
+        self.down = {}
         #: (status, body) of the next answers to a login.
         self.keystone_says = []
         outer = self
@@ -488,6 +491,13 @@ class Server:
             (handler.command, parsed.path, dict(handler.headers))
         )
         service, _, path = parsed.path.lstrip('/').partition('/')
+        if service in self.down:
+            status = self.down[service]
+            if status is None:
+                handler.close_connection = True
+                return
+            handler.say(status, b'<html>')
+            return
         if service != 'identity' and self.tricks and path.count('/'):
             if self.tricks.pop(0)(handler):
                 return

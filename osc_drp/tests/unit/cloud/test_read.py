@@ -304,23 +304,26 @@ class TestObserve(Case):
 class TestIncomplete(Case):
     """A short listing never looks like a small cloud."""
 
-    def refused(self, *words):
-        with self.assertRaises(exceptions.Incomplete) as caught:
+    def refused(self, *words, kind=exceptions.Incomplete):
+        with self.assertRaises(kind) as caught:
             read.observe(self.api)
         for word in words:
             self.assertIn(word, str(caught.exception))
+
+    def cell_down(self, *words):
+        self.refused('cell', *words, kind=exceptions.Away)
 
     def test_cell_down_by_its_hosts(self):
         """A paged listing skips the cell without a word."""
         self.cloud.nova_services.append(
             {'binary': 'nova-compute', 'host': 'far9', 'status': 'UNKNOWN'}
         )
-        self.refused("cloud 'fake'", 'cell', 'far9')
+        self.cell_down("cloud 'fake'", 'far9')
 
     def test_cell_down_by_its_servers(self):
         self.cloud.add_server(1)
         self.cloud.lost.add(self.cloud.add_server(2))
-        self.refused('cell', uid(2))
+        self.cell_down(uid(2))
 
     def test_cell_goes_down_while_we_read(self):
         self.cloud.add_server(1)
@@ -330,7 +333,7 @@ class TestIncomplete(Case):
             self.cloud.lost.add(uid(1))
 
         self.cloud.instead['GET', 'volumes/detail'] = dies
-        self.refused('cell', uid(1))
+        self.cell_down(uid(1))
 
     def test_many_hosts(self):
         for n in range(5):
@@ -341,7 +344,7 @@ class TestIncomplete(Case):
                     'status': 'UNKNOWN',
                 }
             )
-        self.refused('f0, f1, f2 and 2 more')
+        self.cell_down('f0, f1, f2 and 2 more')
 
     def test_detail_lacks_a_server(self):
         self.cloud.unlisted.add(self.cloud.add_server(1, 'web1'))

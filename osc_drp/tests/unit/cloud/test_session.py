@@ -23,8 +23,10 @@ from keystoneauth1 import session as ksa_session
 from openstack.config import loader
 
 from osc_drp.cloud import act
+from osc_drp.cloud import client
 from osc_drp.cloud import read
 from osc_drp.cloud import session
+from osc_drp.engine import ports
 from osc_drp import exceptions
 from osc_drp.tests.unit.cloud import fakes
 
@@ -213,6 +215,142 @@ class TestConnect(Case):
             seen = read.observe(api)
         self.assertEqual(60, len(seen.mappings))
 
+    def test_down_while_its_versions_are_asked_for(self):
+        """It comes back, and is not taken for one without microversions."""
+        for answer in (None, 502, 503):
+            with self.subTest(answer):
+                api = self.connect()
+                self.sleeps.clear()
+                self.server.down = {'compute': answer}
+                with self.assertRaises(exceptions.Away) as caught:
+                    api.compute_max
+                self.assertIn(
+                    f'compute at {self.server.url}/compute/v2.1: ',
+                    caught.exception.what,
+                )
+                self.assertEqual([1.0, 2.0, 4.0], self.sleeps)
+                self.server.down = {}
+                self.assertEqual((2, 104), api.compute_max)
+
+    def test_no_versions_at_all(self):
+        """It answers, but that is no nova of ours: waiting helps nobody."""
+        self.server.down = {'compute': 200}
+        with self.assertRaisesRegex(
+            exceptions.ApiError, 'does not say which versions'
+        ) as caught:
+            self.connect().compute_max
+        self.assertNotIsInstance(caught.exception, exceptions.Away)
+        self.assertEqual([], self.sleeps)
+
+
+class TestConnectWhenUp(Case):
+    """Nothing is done before keystone, nova and cinder answer."""
+
+    def setUp(self):
+        super().setUp()
+        self.said = []
+        #: What happens at each pause; then nothing any more.
+        self.pauses = []
+        self.slept = 0.0
+        clock = mock.Mock(
+            monotonic=lambda: 100.0 + self.slept, sleep=self.sleep
+        )
+        patch = mock.patch.object(ports, 'RealClock', lambda: clock)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def sleep(self, seconds):
+        self.slept += seconds
+        if self.pauses:
+            self.pauses.pop(0)()
+
+    def when_up(self, wait=60.0, **more):
+        app = application(f'{self.server.url}/identity/v3', **more)
+        cloud = client.connect_when_up(app, wait, self.said.append)
+        self.addCleanup(app.client_manager.session.session.close)
+        return cloud
+
+    def down(self, **services):
+        self.server.down = services
+
+    def back(self):
+        self.server.keystone_up = True
+        self.server.down = {}
+
+    def test_at_once(self):
+        self.assertEqual((2, 104), self.when_up().api.compute_max)
+        self.assertEqual(([], 0.0), (self.said, self.slept))
+
+    def test_waits_for_keystone(self):
+        self.server.keystone_up = False
+        self.pauses = [lambda: None, self.back]
+        self.when_up()
+        [line] = self.said
+        self.assertIn(
+            f'waiting for keystone at {self.server.url}/identity/v3: ', line
+        )
+        self.assertEqual(8.0, self.slept)
+
+    def test_says_for_what_it_waits_in_turn(self):
+        self.server.keystone_says = [(503, b'<html>')]
+        self.down(compute=503, volume=None)
+        self.pauses = [lambda: None, lambda: self.down(volume=None), self.back]
+        cloud = self.when_up()
+        self.assertEqual(
+            [
+                'waiting for keystone at',
+                'waiting for compute at',
+                'waiting for block-storage at',
+            ],
+            [' '.join(line.split()[:4]) for line in self.said],
+        )
+        # what nova's load balancer gave for its versions is forgotten
+        self.assertEqual((2, 104), cloud.api.compute_max)
+        # and nobody is as impatient later
+        self.assertEqual(session.RETRIES, cloud.api.retries)
+
+    def test_waits_for_a_cells_database(self):
+        lost = {'binary': 'nova-compute', 'host': 'far9', 'status': 'UNKNOWN'}
+        services = self.server.cloud.nova_services
+        services.append(lost)
+        self.pauses = [lambda: services.remove(lost)]
+        self.when_up()
+        self.assertEqual(
+            ['waiting for the database of a cell, the one of host far9'],
+            self.said,
+        )
+
+    def test_in_vain(self):
+        self.down(volume=503)
+        with self.assertRaisesRegex(
+            exceptions.Refused,
+            r'^not ready after 60 s: block-storage at http://.*: .*503',
+        ):
+            self.when_up()
+        self.assertEqual(60.0, self.slept)
+        self.assertEqual([], self.server.sent('POST', 'servers'))
+
+    def test_what_no_waiting_helps(self):
+        self.server.cloud.admin = False
+        for words, options in (
+            ('refuses user or password', {'password': 'wrong'}),
+            ('not an administrator', {}),
+        ):
+            with self.subTest(words):
+                with self.assertRaisesRegex(exceptions.ApiError, words) as c:
+                    self.when_up(**options)
+                self.assertEqual(1, c.exception.exit_code)
+                self.assertEqual(([], 0.0), (self.said, self.slept))
+
+    def test_interrupted(self):
+        def ctrl_c():
+            raise KeyboardInterrupt
+
+        self.server.keystone_up = False
+        self.pauses = [ctrl_c]
+        with self.assertRaises(KeyboardInterrupt):
+            self.when_up()
+
 
 class TestClock(Case):
     def test_date(self):
@@ -352,7 +490,7 @@ class TestErrors(Case):
 
     def test_get_not_for_ever(self):
         self.server.tricks = [say(503)] * 9
-        self.refused(exceptions.ApiError, 'answers 503', self.get)
+        self.refused(exceptions.Away, 'answers 503', self.get)
         self.assertEqual(4, len(self.server.sent('GET')))
 
     def test_get_without_again(self):
@@ -372,7 +510,7 @@ class TestErrors(Case):
     def test_get_500(self):
         body = {'computeFault': {'code': 500, 'message': 'Unexpected'}}
         self.server.tricks = [say(500, body)] * 4
-        self.refused(exceptions.ApiError, 'answers 500 to GET', self.get)
+        self.refused(exceptions.Away, 'answers 500 to GET', self.get)
         self.assertEqual(4, len(self.server.sent('GET')))
 
     def test_get_while_things_come_up(self):
@@ -410,7 +548,7 @@ class TestErrors(Case):
 
     def test_keystone_away(self):
         self.expired()
-        self.refused(exceptions.ApiError, 'keystone', self.post)
+        self.refused(exceptions.Away, 'keystone', self.post)
         self.assertEqual([1.0, 2.0, 4.0], self.sleeps)
         self.assertEqual([], self.server.sent('POST', 'action'))
 
@@ -456,9 +594,7 @@ class TestErrors(Case):
     def test_keystone_down_is_no_lost_post(self):
         self.api._session.auth.invalidate()
         self.server.keystone_up = False
-        self.refused(
-            exceptions.ApiError, 'keystone does not answer', self.post
-        )
+        self.refused(exceptions.Away, 'keystone does not answer', self.post)
 
     def test_html(self):
         self.server.tricks = [say(200, b'<html>welcome</html>')]

@@ -149,6 +149,24 @@ class TestRestartServers(unittest.TestCase):
         self.assertEqual({'open'}, {r['Result'] for r in rows})
         self.assertEqual([], self.cloud.sent)
 
+    def test_waits_for_the_apis_before_anything(self):
+        def ask(*args):
+            self.assertEqual(8, self.cloud.clock.slept)
+
+        gone = fakes.then_raise(exceptions.Away('503', 'nova: it said 503'))
+        self.cloud.next('check_up', gone, gone)
+        code, _rows = self.restart(question=ask)
+        self.assertEqual(0, code)
+        self.assertIn('waiting for nova: it said 503', self.err.getvalue())
+        for option in ('--auto-approve', '--dry-run'):
+            self.cloud.sent.clear()
+            self.cloud.next('check_up', *[gone] * 3)
+            with self.assertRaisesRegex(exceptions.Refused, 'not ready after'):
+                self.restart(option, '--wait=8')
+            self.assertEqual([], self.cloud.sent)
+        # nothing stays behind, the lock of the run neither
+        self.assertEqual(0, self.restart('--auto-approve')[0])
+
     def test_map_in_which_nothing_ran(self):
         self.map = build.cloud_map(
             servers=[

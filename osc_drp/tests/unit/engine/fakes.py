@@ -83,6 +83,9 @@ class Cloud:
         self._next = collections.defaultdict(list)
         self._lock = threading.RLock()
 
+    def check_up(self):
+        self._effect('check_up', None)
+
     def with_ports(self):
         return self.ports
 

@@ -14,6 +14,7 @@
 
 import dataclasses
 import unittest
+from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
@@ -198,6 +199,38 @@ class TestGate(TestCase):
     def test_a_server_without_ports_needs_no_agent(self):
         self.down('neutron:neutron-openvswitch-agent', build.HOST)
         self.assertIs(Do.START, self.one().do)
+
+    def test_an_api_that_goes_away_again(self):
+        """In the gate, and while servers settle: it is waited for."""
+        gone = fakes.then_raise(exceptions.Away('503', 'nova: it said 503'))
+        self.cloud.change('s1', vm_state='active', power_state=facts.RUNNING)
+        self.cloud.next('observe', gone, None, gone, gone, None)
+        self.assertIs(Do.NOTHING, self.one(settle=120.0).do)
+        told = [s for s in self.said if s == 'waiting for nova: it said 503']
+        self.assertEqual(2, len(told), self.said)
+
+    def test_an_api_that_stays_away_cannot_be_skipped(self):
+        gone = fakes.then_raise(exceptions.Away('503', 'nova: it said 503'))
+        self.cloud.next('observe', *[gone] * 20)
+        with self.assertRaises(exceptions.Refused) as caught:
+            self.propose(wait=30.0, skip_not_ready=True)
+        self.assertEqual(
+            'not ready after 30 s: nova: it said 503', str(caught.exception)
+        )
+
+    def test_skips_what_was_away_in_the_last_look_only(self):
+        """The service that was missing before the API went is no excuse."""
+        gone = fakes.then_raise(exceptions.Away('503', 'nova: it said 503'))
+        self.down('nova-compute', build.HOST)
+        self.cloud.next('observe', None, *[gone] * 20)
+        with self.assertRaisesRegex(exceptions.Refused, 'it said 503'):
+            self.propose(wait=30.0, skip_not_ready=True)
+
+    def test_masakari_that_is_away_holds_nobody_up(self):
+        gone = exceptions.Away('instance-ha does not answer', 'masakari')
+        self.cloud.ha_segments = mock.Mock(side_effect=gone)
+        self.assertIs(Do.START, self.one().do)
+        self.assertIn('hold masakari when it is back: instance-ha', *self.said)
 
     def test_names_what_acts_by_itself(self):
         self.cloud.segments = ['blue-segment']
