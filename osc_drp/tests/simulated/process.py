@@ -46,7 +46,7 @@ class Killed(BaseException):
 
 
 #: Gives what is raised at a point, once, instead of death; None: nothing.
-Error: ty.TypeAlias = ty.Callable[[str], Exception | None] | None
+Error: ty.TypeAlias = ty.Callable[[str], BaseException | None] | None
 
 
 class Process:

@@ -75,8 +75,9 @@ class Case:
         self.reboots = False
         #: Whoever runs it gives up on what does not end well.
         self.last = False
-        #: The last process came to its end.
+        #: The last process came to its end; or Ctrl-C was its end.
         self.finished = False
+        self.interrupted = False
         self.error: Exception | None = None
 
     @property
@@ -107,17 +108,29 @@ class Case:
         """Run in a process of its own; False: it is to be run again."""
         self.process = process_module.Process(self.world, stop_at, error)
         self.finished, self.error = False, None
+        self.interrupted = False
         self.last = stop_at is None
         with self.process.running():
             try:
                 subject(self)
             except process_module.Killed:
                 return False
+            except KeyboardInterrupt:
+                self.interrupted = True
+                return False
             except exceptions.DrpError as refused:
                 self.error = refused
                 return False
         self.finished = True
         return not self.not_well()
+
+    def our_locks(self) -> list[str]:
+        """List the servers that we have locked, and still have."""
+        return [
+            f'server {server_id} is still locked: {reason}'
+            for server_id, reason in self.world.reasons.items()
+            if (reason or '').startswith('osc-drp')
+        ]
 
     def not_well(self) -> list[str]:
         """List what was told that should not be."""
@@ -412,12 +425,7 @@ def check_journals(case: Case, failed: bool) -> list[str]:
     if case.reboots and runs.locks():
         # recover would ask to release them
         wrong.append(f'servers still locked by the journal: {runs.locks()}')
-    wrong += [
-        f'server {server_id} is still locked: {reason}'
-        for server_id, reason in case.world.reasons.items()
-        if (reason or '').startswith('osc-drp')
-    ]
-    return wrong
+    return wrong + case.our_locks()
 
 
 @contextlib.contextmanager

@@ -14,15 +14,18 @@
 
 At every journal entry, API call, SQL statement and commit, before and after
 its effect; once and twice; the cloud as it was left, or changed meanwhile;
-and with errors instead of kills. A normal run tries a fixed sample of some
-hundred cases. OSC_DRP_TEST_ALL=1 kills at every point once, and tries some
-thousand of the combinations.
+and with errors, or Ctrl-C, instead of kills. A normal run tries a fixed
+sample of some hundred cases. OSC_DRP_TEST_ALL=1 kills and interrupts at every
+point once, and tries some thousand of the combinations.
 """
 
 import collections
 import functools
 import os
+import signal
 import sys
+import threading
+import time
 import typing as ty
 import unittest
 
@@ -86,12 +89,18 @@ def run_case(
     world, cloud_map = make()
     touched: disasters.Changed = set(), set()
     changed = True
+    wrong = []
     with recovery.scratch() as directory:
         case = recovery.Case(world, cloud_map, directory)
         case.limits = limits
         for number, stop in enumerate((*stops, None)):
             if case.go(subject, stop, error):
                 break
+            if stop and error is _ctrl_c:
+                # what was under way is finished, and nothing is held on to
+                wrong += case.our_locks()
+                if not case.interrupted:
+                    wrong.append('it ended otherwise than by Ctrl-C')
             world.sleep(7)
             if number == 0:
                 try:
@@ -102,7 +111,7 @@ def run_case(
                 case.ended &= {'db reset', 'db repair'}
         # so that whatever is on its way arrives
         world.sleep(60)
-        wrong = recovery.check_journals(case, error is _disk_full)
+        wrong += recovery.check_journals(case, error is _disk_full)
     if not case.finished:
         wrong.append(f'it did not come to its end: {case.error}')
     if changed and stops:
@@ -216,6 +225,24 @@ class TestInterrupted(unittest.TestCase):
                 for error in ERRORS:
                     self.check(name, made, (stop,), error=error)
 
+    def test_ctrl_c(self):
+        """SIGTERM and a closed terminal are the same (engine/session.py)."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        for name, made in SUBJECTS.items():
+            _end, points = undisturbed(*made)
+            for stop in self.sample(range(1, points + 1), 79):
+                self.check(name, made, (stop,), error=_ctrl_c)
+
+    def test_ctrl_c_side_by_side(self):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        for name, made in SMALL.items():
+            _end, points = undisturbed(*made)
+            for stop in self.sample(range(1, points + 1, 2), 41, 2):
+                limits = apply.Limits(parallel=4, per_host=3)
+                self.check(name, made, (stop,), limits=limits, error=_ctrl_c)
+
     def test_a_server_that_stays_locked_is_told(self):
         """Not as done; the next run unlocks it."""
 
@@ -243,6 +270,18 @@ class TestInterrupted(unittest.TestCase):
                     undisturbed(make, subject)[0], recovery.end_of(case)
                 ),
             )
+
+
+def _ctrl_c(what: str) -> BaseException | None:
+    """Python interrupts its main thread, whatever the others are at."""
+    main = threading.main_thread()
+    if threading.current_thread() is main:
+        return KeyboardInterrupt()
+    assert main.ident is not None
+    signal.pthread_kill(main.ident, signal.SIGINT)
+    # so that it arrives before this thread goes on
+    time.sleep(0.01)
+    return None
 
 
 def _unanswered(what: str) -> Exception | None:
