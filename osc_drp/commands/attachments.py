@@ -16,6 +16,7 @@ import argparse
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -35,10 +36,8 @@ class SaveAttachments(base.DrpCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            help=_('File to write the map to (- for standard output)'),
+        options.add_map(
+            parser, _('File to write the map to (- for standard output)')
         )
         parser.add_argument(
             '--source',
@@ -46,7 +45,7 @@ class SaveAttachments(base.DrpCommand):
             default='api',
             help=_('Where to read both records (default: api)'),
         )
-        base.add_databases(parser)
+        options.add_databases(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -92,11 +91,7 @@ class ShowAttachments(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            help=_('Map to show (- for standard input)'),
-        )
+        options.add_map(parser, _('Map to show (- for standard input)'))
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -149,14 +144,13 @@ class CheckAttachments(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            nargs='?',
-            help=_('Map to compare the cloud with (- for standard input)'),
+        options.add_map(
+            parser,
+            _('Map to compare the cloud with (- for standard input)'),
+            optional=True,
         )
-        base.add_selection(parser)
-        base.add_databases(parser)
+        options.add_selection(parser)
+        options.add_databases(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -226,18 +220,16 @@ class RestoreAttachments(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            help=_('Map to restore from (- for standard input)'),
+        options.add_map(
+            parser, _('Map to restore from (- for standard input)')
         )
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_lanes(parser, _('servers'))
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_lanes(parser, _('servers'))
         parser.add_argument(
             '--wait',
             metavar='<seconds>',
-            type=base.seconds,
+            type=options.seconds,
             default=300.0,
             help=_(
                 'How long to wait for keystone, nova and cinder, and how '
@@ -251,7 +243,6 @@ class RestoreAttachments(base.DrpLister):
         from osc_drp.engine import apply
         from osc_drp.engine import plan
         from osc_drp.engine import restore
-        from osc_drp.engine import session
         from osc_drp import mapfile
         from osc_drp import report
 
@@ -271,30 +262,26 @@ class RestoreAttachments(base.DrpLister):
             limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
             wait=parsed_args.wait,
         )
-        outcomes: list[apply.Outcome] = []
         with held.held(parsed_args.dry_run):
             items = job.propose()
-            count = sum(i.do in plan.ACTING for i in items)
-            if count and not parsed_args.dry_run:
-                servers = {i.server_id for i in items if i.do in plan.ACTING}
-                base.confirm(
+            outcomes = base.carry_out(
+                *(parsed_args, held, progress, job, items, cloud_map),
+                step='attach',
+                label=_('attaching volumes'),
+                question=lambda acting: (
                     _(
                         '%(volumes)d volumes will be attached to %(servers)d '
                         'servers'
                     )
-                    % {'volumes': count, 'servers': len(servers)},
-                    f'attach {count}',
-                    parsed_args.auto_approve,
-                )
-            # what an earlier run began is waited for
-            does = {*plan.ACTING, plan.Do.WAIT}
-            count = sum(i.do in does for i in items)
-            if count and not parsed_args.dry_run:
-                with held.journal() as run, progress:
-                    names = report.names(cloud_map, job.seen)
-                    session.announce(run, 'attach', items, names, does)
-                    step = progress.step(_('attaching volumes'), count)
-                    outcomes = job.carry_out(items, run, step)
+                    % {
+                        'volumes': len(acting),
+                        'servers': len({i.server_id for i in acting}),
+                    },
+                    f'attach {len(acting)}',
+                ),
+                # what an earlier run began is waited for
+                unasked={plan.Do.WAIT},
+            )
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         return report.COLUMNS, report.attachment_rows(items, outcomes, names)

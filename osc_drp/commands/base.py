@@ -121,150 +121,6 @@ class DrpLister(_Base, command.Lister):
     """A command that prints one table, and still has an exit code."""
 
 
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add the options that pick a part of the map; none: all of it."""
-    group = parser.add_argument_group(_('selection'))
-    for name, metavar, text in (
-        ('server', '<server>', _('Only this server (name or ID)')),
-        ('project', '<project>', _('Only servers of this project (ID)')),
-        ('host', '<host>', _('Only servers on this compute host')),
-        ('volume', '<volume>', _('Only this volume (name or ID)')),
-    ):
-        group.add_argument(
-            f'--{name}',
-            metavar=metavar,
-            action='append',
-            default=[],
-            help=text + _(' (repeat option to select several)'),
-        )
-
-
-def add_change(parser: argparse.ArgumentParser) -> None:
-    """Add the options of whatever changes something."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        '--dry-run',
-        action='store_true',
-        help=_('Show what would be done, and do nothing'),
-    )
-    group.add_argument(
-        '--auto-approve',
-        action='store_true',
-        help=_('Do not ask (needed where there is no terminal)'),
-    )
-    add_run_dir(parser)
-
-
-def add_run_dir(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where the journals are."""
-    parser.add_argument(
-        '--run-dir',
-        metavar='<directory>',
-        help=_(
-            'Where the journals of all runs on this cloud lie '
-            '(default: $XDG_STATE_HOME/osc-drp/<cloud>)'
-        ),
-    )
-
-
-def add_readiness(parser: argparse.ArgumentParser) -> None:
-    """Add the options on how long to wait, and for what."""
-    parser.add_argument(
-        '--wait',
-        metavar='<seconds>',
-        type=seconds,
-        default=300.0,
-        help=_(
-            'How long to wait for services and busy servers (default: 300)'
-        ),
-    )
-    parser.add_argument(
-        '--settle',
-        metavar='<seconds>',
-        type=seconds,
-        default=120.0,
-        help=_(
-            'How long a server that nova calls active must be seen '
-            'unchanged, with its nova-compute up, before that is '
-            'believed (default: 120)'
-        ),
-    )
-    parser.add_argument(
-        '--skip-not-ready',
-        action='store_true',
-        help=_(
-            'Go on without the servers whose services are not up after '
-            'the time of --wait; they are listed'
-        ),
-    )
-
-
-def add_limit(parser: argparse.ArgumentParser) -> None:
-    """Add the share of disagreement at which nothing is written."""
-    parser.add_argument(
-        '--limit',
-        metavar='<percent>',
-        type=percent,
-        default=5.0,
-        help=_(
-            'How much of all mappings may disagree without a trace '
-            'before nothing is written at all (default: 5)'
-        ),
-    )
-
-
-def add_lanes(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the limits on how much is done at once."""
-    parser.add_argument(
-        '--parallel',
-        metavar='<number>',
-        type=positive,
-        default=8,
-        help=_('How many %s at once (default: 8)') % what,
-    )
-    parser.add_argument(
-        '--per-host',
-        metavar='<number>',
-        type=positive,
-        default=4,
-        help=_('How many %s at once on one compute host (default: 4)') % what,
-    )
-
-
-def add_databases(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the databases are."""
-    group = parser.add_argument_group(_('databases'))
-    group.add_argument(
-        '--nova-config-file',
-        metavar='<file>',
-        action='append',
-        default=[],
-        help=_(
-            'nova.conf with [api_database] and [database] connection '
-            '(default: /etc/nova/nova.conf; repeat option for several)'
-        ),
-    )
-    group.add_argument(
-        '--cinder-config-file',
-        metavar='<file>',
-        action='append',
-        default=[],
-        help=_(
-            'cinder.conf with [database] connection '
-            '(default: /etc/cinder/cinder.conf; repeat option for several)'
-        ),
-    )
-    group.add_argument(
-        '--config-file',
-        metavar='<file>',
-        help=_(
-            'osc-drp.conf with [database] user and password_file, which '
-            'replace those of the services (default: '
-            '~/.config/osc-drp/osc-drp.conf, /etc/osc-drp/osc-drp.conf)'
-        ),
-    )
-
-
 def databases(parsed_args: argparse.Namespace) -> ty.Any:
     """Open the databases that the options name (a context manager)."""
     from osc_drp.db import client
@@ -300,90 +156,6 @@ def databases_configured() -> bool:
     from osc_drp.db import client
 
     return client.configured()
-
-
-def add_lost_at(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says when the power went."""
-    parser.add_argument(
-        '--lost-at',
-        metavar='<time>',
-        type=utc_time,
-        help=_(
-            'Also count as running what nova stopped by itself after this '
-            'time (UTC, ISO 8601: 2026-11-22T03:12:00Z); needed if no server '
-            'of the map ran'
-        ),
-    )
-
-
-def add_ssh(parser: argparse.ArgumentParser) -> None:
-    """Add the options of whatever uses the ssh program."""
-    group = parser.add_argument_group(_('ssh'))
-    group.add_argument(
-        '--ssh-config',
-        metavar='<file>',
-        help=_(
-            'Configuration for the ssh program (default: its own, '
-            '~/.ssh/config); host keys are always checked'
-        ),
-    )
-    group.add_argument(
-        '--ssh-user',
-        metavar='<user>',
-        help=_('Log in as this user (default: as the configuration says)'),
-    )
-
-
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says by which network guests are reached."""
-    parser.add_argument(
-        '--network',
-        metavar='<network>',
-        help=_(
-            "Use nova's addresses of this network (name) for servers that "
-            'the ssh configuration does not name (default: of any; floating '
-            'before fixed, IPv4 before IPv6)'
-        ),
-    )
-
-
-def positive(text: str) -> int:
-    """Parse a number of at least one."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(_('must be at least 1'))
-    return number
-
-
-def seconds(text: str) -> float:
-    """Parse a span of time that is not negative."""
-    number = float(text)
-    if not 0 <= number < float('inf'):
-        raise argparse.ArgumentTypeError(_('must be 0 or more seconds'))
-    return number
-
-
-def percent(text: str) -> float:
-    """Parse a share of the whole."""
-    number = float(text)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(_('must be from 0 to 100'))
-    return number
-
-
-def utc_time(text: str) -> str:
-    """Parse an ISO 8601 time; without an offset it is UTC."""
-    import datetime
-
-    try:
-        when = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            _("'%s' is no ISO 8601 time") % text
-        ) from None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.UTC)
-    return when.astimezone(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
 
 
 def guests(
@@ -499,6 +271,48 @@ def progress(app: ty.Any) -> ty.Any:
     from osc_drp import progress
 
     return progress.Progress(app.stderr, quiet=app.options.verbose_level == 0)
+
+
+def carry_out(
+    parsed_args: argparse.Namespace,
+    held: ty.Any,
+    progress: ty.Any,
+    job: ty.Any,
+    items: ty.Any,
+    cloud_map: ty.Any,
+    *,
+    step: str,
+    label: str,
+    question: collections.abc.Callable[[ty.Any], tuple[str, str]],
+    unasked: collections.abc.Collection[ty.Any] = (),
+) -> ty.Any:
+    """Ask, and do what was planned; nothing in a dry run.
+
+    :param held: the session, which is held
+    :param job: the engine's, which planned the items
+    :param step: what the outcomes are of, in the journal
+    :param label: what the operator sees it do
+    :param question: what to ask about the items that change something, and
+        the phrase to be typed
+    :param unasked: what else is carried out: what an earlier run began
+    :returns: the outcomes
+    :raises Refused: no terminal, or another answer
+    """
+    from osc_drp import report
+    from osc_drp.engine import plan
+    from osc_drp.engine import session
+
+    acting = [i for i in items if i.do in plan.ACTING]
+    does = {*plan.ACTING, *unasked}
+    count = sum(i.do in does for i in items)
+    if parsed_args.dry_run or not count:
+        return []
+    if acting:
+        confirm(*question(acting), parsed_args.auto_approve)
+    with held.journal() as run, progress:
+        names = report.names(cloud_map, job.seen)
+        session.announce(run, step, items, names, does)
+        return job.carry_out(items, run, progress.step(label, count))
 
 
 def confirm(sentence: str, phrase: str, approved: bool) -> None:

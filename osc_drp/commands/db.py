@@ -17,6 +17,7 @@ import collections.abc
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -61,11 +62,8 @@ class _Writer(base.DrpLister):
         :param cinder_only: nova is asked through its API
         """
         from osc_drp import report
-        from osc_drp.engine import plan
-        from osc_drp.engine import session
 
         dry_run = parsed_args.dry_run
-        outcomes: ty.Any = []
         opened = (
             base.half_databases(parsed_args, self.app)
             if cinder_only
@@ -75,18 +73,12 @@ class _Writer(base.DrpLister):
             databases.check_grants(locks=not dry_run)
             job = prepare(databases)
             items = job.propose() if dry_run else job.propose_settled()
-            acting = [i for i in items if i.do in plan.ACTING]
-            if acting and not dry_run:
-                base.confirm(*question(acting), parsed_args.auto_approve)
-                with held.journal() as run, progress:
-                    session.announce(
-                        run,
-                        self.action,
-                        items,
-                        report.names(cloud_map, job.seen),
-                    )
-                    step = progress.step(_('changing records'), len(acting))
-                    outcomes = job.carry_out(items, run, step)
+            outcomes = base.carry_out(
+                *(parsed_args, held, progress, job, items, cloud_map),
+                step=self.action,
+                label=_('changing records'),
+                question=question,
+            )
         for line in job.advice():
             held.say(line)
         self.exit_code = report.exit_code(items, outcomes, dry_run)
@@ -110,20 +102,18 @@ class ResetDatabase(_Writer):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            help=_('The map, of "openstack drp attachments save"'),
+        options.add_map(
+            parser, _('The map, of "openstack drp attachments save"')
         )
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_databases(parser)
-        base.add_lost_at(parser)
-        base.add_limit(parser)
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_databases(parser)
+        options.add_lost_at(parser)
+        options.add_limit(parser)
         parser.add_argument(
             '--settle',
             metavar='<seconds>',
-            type=base.seconds,
+            type=options.seconds,
             default=120.0,
             help=_(
                 'How long the state of a server that nova did not stop by '
@@ -207,20 +197,19 @@ class RepairDatabase(_Writer):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            nargs='?',
-            help=_('Map: only servers and volumes that it has'),
+        options.add_map(
+            parser,
+            _('Map: only servers and volumes that it has'),
+            optional=True,
         )
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_databases(parser)
-        base.add_limit(parser)
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_databases(parser)
+        options.add_limit(parser)
         parser.add_argument(
             '--settle',
             metavar='<seconds>',
-            type=base.seconds,
+            type=options.seconds,
             default=30.0,
             help=_(
                 'How long what is to be taken off a record must be seen '
@@ -275,8 +264,8 @@ class UndoDatabase(_Writer):
             metavar='<run>',
             help=_('ID of the run (the name of its directory), or the path'),
         )
-        base.add_change(parser)
-        base.add_databases(parser)
+        options.add_change(parser)
+        options.add_databases(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:

@@ -16,6 +16,7 @@ import argparse
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.commands import iscsi as iscsi_commands
 from osc_drp.commands import recover
 from osc_drp.i18n import _
@@ -70,12 +71,12 @@ class Drill(recover.Recover):
                 'host of the server, instead of over SSH on its host'
             ),
         )
-        base.add_change(parser)
-        base.add_readiness(parser)
-        base.add_limit(parser)
-        base.add_databases(parser)
-        base.add_ssh(parser)
-        base.add_network(parser)
+        options.add_change(parser)
+        options.add_readiness(parser)
+        options.add_limit(parser)
+        options.add_databases(parser)
+        options.add_ssh(parser)
+        options.add_network(parser)
         parser.set_defaults(
             project=[],
             host=[],

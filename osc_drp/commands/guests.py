@@ -16,6 +16,7 @@ import argparse
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -37,37 +38,34 @@ class RebootGuests(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            nargs='?',
-            help=_(
+        options.add_map(
+            parser,
+            _(
                 'Map of the servers (- for standard input); without it, '
                 'what the cloud has now, of selected servers only'
             ),
+            optional=True,
         )
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_lanes(parser, _('servers'))
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_lanes(parser, _('servers'))
         parser.add_argument(
             '--wait',
             metavar='<seconds>',
-            type=base.seconds,
+            type=options.seconds,
             default=300.0,
             help=_(
                 'How long to wait for keystone, nova and cinder, and how '
                 'long a guest may take to come back (default: 300)'
             ),
         )
-        base.add_ssh(parser)
-        base.add_network(parser)
+        options.add_ssh(parser)
+        options.add_network(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp.cloud import client
-        from osc_drp.engine import apply
         from osc_drp.engine import plan
-        from osc_drp.engine import session
         from osc_drp import exceptions
         from osc_drp import report
 
@@ -87,26 +85,19 @@ class RebootGuests(base.DrpLister):
             cloud_map if parsed_args.file else None,
             say,
         )
-        outcomes: list[apply.Outcome] = []
         with held.held(parsed_args.dry_run):
             job = self._job(parsed_args, cloud, cloud_map, say, held)
             items = job.propose()
-            count = sum(i.do in plan.ACTING for i in items)
-            if count and not parsed_args.dry_run:
-                base.confirm(
-                    _('%d servers will be rebooted from the inside') % count,
-                    f'reboot {count}',
-                    parsed_args.auto_approve,
-                )
-                with held.journal() as run, progress:
-                    session.announce(
-                        run,
-                        'guest reboot',
-                        items,
-                        report.names(cloud_map, job.seen),
-                    )
-                    step = progress.step(_('rebooting guests'), count)
-                    outcomes = job.carry_out(items, run, step)
+            outcomes = base.carry_out(
+                *(parsed_args, held, progress, job, items, cloud_map),
+                step='guest reboot',
+                label=_('rebooting guests'),
+                question=lambda acting: (
+                    _('%d servers will be rebooted from the inside')
+                    % len(acting),
+                    f'reboot {len(acting)}',
+                ),
+            )
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         hosts = {s.id: s.host for s in job.seen.servers.values()}
@@ -156,19 +147,18 @@ class CheckGuests(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            nargs='?',
-            help=_(
+        options.add_map(
+            parser,
+            _(
                 'Map of the servers (- for standard input); without it, '
                 'what the cloud has now'
             ),
+            optional=True,
         )
-        base.add_selection(parser)
-        base.add_lanes(parser, _('servers'))
-        base.add_ssh(parser)
-        base.add_network(parser)
+        options.add_selection(parser)
+        options.add_lanes(parser, _('servers'))
+        options.add_ssh(parser)
+        options.add_network(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:

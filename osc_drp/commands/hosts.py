@@ -15,6 +15,7 @@
 import argparse
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 
@@ -29,18 +30,17 @@ class CheckHosts(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            nargs='?',
-            help=_(
+        options.add_map(
+            parser,
+            _(
                 'Map whose hosts are meant (- for standard input); without '
                 'it, all hosts with nova-compute or cinder-volume'
             ),
+            optional=True,
         )
-        base.add_selection(parser)
-        base.add_lanes(parser, _('hosts'))
-        base.add_ssh(parser)
+        options.add_selection(parser)
+        options.add_lanes(parser, _('hosts'))
+        options.add_ssh(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:

@@ -16,6 +16,7 @@ import argparse
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -40,7 +41,7 @@ class _Iscsi(base.DrpLister):
             required=True,
             help=_('The host to log in to, as ssh knows it'),
         )
-        base.add_ssh(parser)
+        options.add_ssh(parser)
         return parser
 
     def _host(self, parsed_args: argparse.Namespace) -> 'iscsi.Host':
@@ -146,7 +147,7 @@ class LoginIscsi(_Iscsi):
             required=True,
             help=_('Name of the target (IQN)'),
         )
-        base.add_change(parser)
+        options.add_change(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -217,7 +218,7 @@ class LogoutIscsi(_Iscsi):
         parser.add_argument(
             '--session',
             metavar='<number>',
-            type=base.positive,
+            type=options.positive,
             required=True,
             help=_('The session to close, as "drp iscsi list" shows it'),
         )
@@ -235,7 +236,7 @@ class LogoutIscsi(_Iscsi):
                 'loss: what it has not written to the disk is lost'
             ),
         )
-        base.add_change(parser)
+        options.add_change(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:

@@ -18,6 +18,7 @@ import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -47,11 +48,10 @@ class Recover(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            nargs='?',
-            help=_('The map, of "openstack drp attachments save"'),
+        options.add_map(
+            parser,
+            _('The map, of "openstack drp attachments save"'),
+            optional=True,
         )
         parser.add_argument(
             '--classic',
@@ -69,16 +69,16 @@ class Recover(base.DrpLister):
                 'Go on with this unfinished run, with its map and selection'
             ),
         )
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_lanes(parser, _('servers'))
-        base.add_readiness(parser)
-        base.add_lost_at(parser)
-        base.add_limit(parser)
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_lanes(parser, _('servers'))
+        options.add_readiness(parser)
+        options.add_lost_at(parser)
+        options.add_limit(parser)
         parser.add_argument(
             '--console-after',
             metavar='<seconds>',
-            type=base.seconds,
+            type=options.seconds,
             default=120.0,
             help=_(
                 'How long after its start the console of a guest is read, '
@@ -93,9 +93,9 @@ class Recover(base.DrpLister):
                 'they had booted'
             ),
         )
-        base.add_databases(parser)
-        base.add_ssh(parser)
-        base.add_network(parser)
+        options.add_databases(parser)
+        options.add_ssh(parser)
+        options.add_network(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:

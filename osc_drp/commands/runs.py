@@ -17,6 +17,7 @@ import pathlib
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ListRuns(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        base.add_run_dir(parser)
+        options.add_run_dir(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
@@ -119,7 +120,7 @@ class ShowRuns(base.DrpLister):
             metavar='<file>',
             help=_('Also write a page to this file, which must not exist'),
         )
-        base.add_run_dir(parser)
+        options.add_run_dir(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:

@@ -16,6 +16,7 @@ import argparse
 import typing as ty
 
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
@@ -33,24 +34,20 @@ class RestartServers(base.DrpLister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'file',
-            metavar='<file>',
-            help=_('The map, of "openstack drp attachments save"'),
+        options.add_map(
+            parser, _('The map, of "openstack drp attachments save"')
         )
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_lanes(parser, _('servers'))
-        base.add_readiness(parser)
-        base.add_lost_at(parser)
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_lanes(parser, _('servers'))
+        options.add_readiness(parser)
+        options.add_lost_at(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import mapfile
         from osc_drp import report
-        from osc_drp.engine import apply
         from osc_drp.engine import plan
-        from osc_drp.engine import session
 
         cloud_map = mapfile.read(parsed_args.file)
         plan.check_map(cloud_map, parsed_args.lost_at)
@@ -59,7 +56,6 @@ class RestartServers(base.DrpLister):
         held = base.session(
             parsed_args, self.app, 'servers restart', cloud_map, say
         )
-        outcomes: list[apply.Outcome] = []
         with held.held(parsed_args.dry_run):
             # under the lock: it reads what earlier runs did
             job = self._job(parsed_args, cloud_map, say, held)
@@ -67,22 +63,15 @@ class RestartServers(base.DrpLister):
                 items = job.propose()
             else:
                 items = job.propose_ready()
-            count = sum(i.do in plan.ACTING for i in items)
-            if count and not parsed_args.dry_run:
-                base.confirm(
-                    _('%d servers will be started') % count,
-                    f'restart {count}',
-                    parsed_args.auto_approve,
-                )
-                with held.journal() as run, progress:
-                    session.announce(
-                        run,
-                        'restart',
-                        items,
-                        report.names(cloud_map, job.seen),
-                    )
-                    step = progress.step(_('starting servers'), count)
-                    outcomes = job.carry_out(items, run, step)
+            outcomes = base.carry_out(
+                *(parsed_args, held, progress, job, items, cloud_map),
+                step='restart',
+                label=_('starting servers'),
+                question=lambda acting: (
+                    _('%d servers will be started') % len(acting),
+                    f'restart {len(acting)}',
+                ),
+            )
         self.exit_code = report.exit_code(items, outcomes, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         hosts = {s.id: s.host for s in job.seen.servers.values()}

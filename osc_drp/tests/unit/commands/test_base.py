@@ -26,6 +26,7 @@ from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.commands import base
+from osc_drp.commands import options
 from osc_drp.engine import plan
 from osc_drp.tests.unit import test_plugin
 
@@ -147,9 +148,9 @@ class Words(base.DrpLister):
     def get_parser(self, prog_name):
         parser = super().get_parser(prog_name)
         parser.add_argument('file', metavar='<file>', nargs='?')
-        base.add_selection(parser)
-        base.add_change(parser)
-        base.add_lanes(parser, 'x')
+        options.add_selection(parser)
+        options.add_change(parser)
+        options.add_lanes(parser, 'x')
         parser.add_argument('--classic', action='store_true')
         return parser
 
@@ -280,10 +281,10 @@ class TestOptions(unittest.TestCase):
 
     def setUp(self):
         self.parser = argparse.ArgumentParser()
-        base.add_selection(self.parser)
-        base.add_change(self.parser)
-        base.add_lanes(self.parser, 'servers')
-        base.add_lost_at(self.parser)
+        options.add_selection(self.parser)
+        options.add_change(self.parser)
+        options.add_lanes(self.parser, 'servers')
+        options.add_lost_at(self.parser)
 
     def parse(self, line):
         return self.parser.parse_args(line.split())
@@ -314,19 +315,19 @@ class TestOptions(unittest.TestCase):
             self.refuse(f'--parallel {bad}')
 
     def test_seconds(self):
-        self.assertEqual(0.0, base.seconds('0'))
-        self.assertEqual(1.5, base.seconds('1.5'))
+        self.assertEqual(0.0, options.seconds('0'))
+        self.assertEqual(1.5, options.seconds('1.5'))
         for bad in '-1', 'nan', 'inf':
             with self.assertRaises(argparse.ArgumentTypeError):
-                base.seconds(bad)
+                options.seconds(bad)
         with self.assertRaises(ValueError):
-            base.seconds('soon')
+            options.seconds('soon')
 
     def test_percent(self):
-        self.assertEqual(100.0, base.percent('100'))
+        self.assertEqual(100.0, options.percent('100'))
         for bad in '-1', '101', 'nan':
             with self.assertRaises(argparse.ArgumentTypeError):
-                base.percent(bad)
+                options.percent(bad)
 
     def test_lost_at_is_utc(self):
         for text, found in (
