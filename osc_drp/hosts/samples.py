@@ -32,28 +32,37 @@ FILES, BLOCKS = 2000, 131072
 #: Seconds for reading them.
 LIMIT = 600.0
 
+#: One sudo, however many files there are: each is a line in the guest's log.
 _ROOT = """
-run() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
-run true 2> /dev/null || run() { "$@"; }
+as_root() {
+    if [ "$(id -u)" != 0 ] && sudo -n sh -c : 2> /dev/null; then
+        sudo -n sh -c "$@"
+    else
+        sh -c "$@"
+    fi
+}
 """
 
 TAKE = (
     _ROOT
     + """
 section files
+take=$(cat << 'END'
 newline='
 '
 # what the guest knows to be written, is written
-run sync
-printf '%s\\n' "$paths" | while read -r path; do
-    run find "$path" -xdev -type f -size "-$blocks" ! -path "*$newline*" \\
-        2> /dev/null
-done | head -n "$files" | while read -r file; do
-    size=$(run wc -c "$file" 2> /dev/null)
+sync
+while read -r path; do
+    find "$path" -xdev -type f -size "-$2" ! -path "*$newline*" 2> /dev/null
+done | head -n "$1" | while read -r file; do
+    size=$(wc -c "$file" 2> /dev/null)
     size=${size%% *}
-    sum=$(run head -c "$size" "$file" 2> /dev/null | sha256sum)
+    sum=$(head -c "$size" "$file" 2> /dev/null | sha256sum)
     printf '%s %s %s\\n' "$size" "${sum%% *}" "$file"
 done
+END
+)
+printf '%s\\n' "$paths" | as_root "$take" sh "$files" "$blocks"
 """
 )
 
@@ -61,15 +70,19 @@ COMPARE = (
     _ROOT
     + """
 section files
-printf '%s\\n' "$wanted" | while read -r size file; do
-    if ! run [ -f "$file" ]; then
+compare=$(cat << 'END'
+while read -r size file; do
+    if [ ! -f "$file" ]; then
         printf 'gone - %s\\n' "$file"
         continue
     fi
-    now=$(run wc -c "$file" 2> /dev/null)
-    sum=$(run head -c "$size" "$file" 2> /dev/null | sha256sum)
+    now=$(wc -c "$file" 2> /dev/null)
+    sum=$(head -c "$size" "$file" 2> /dev/null | sha256sum)
     printf '%s %s %s\\n' "${now%% *}" "${sum%% *}" "$file"
 done
+END
+)
+printf '%s\\n' "$wanted" | as_root "$compare"
 """
 )
 

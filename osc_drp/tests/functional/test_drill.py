@@ -191,6 +191,15 @@ class TestDrill(test_ssh.SshTest):
             self.assertIn(words, self.err.getvalue())
         self.assertEqual(0, self.guest.reboots)
 
+    def test_one_sudo_for_all_files(self) -> None:
+        self.guest.user(1000)
+        noted = 'shift\necho "$1" >> {machine}/sudos\n'
+        self.guest.program('bin/sudo', sshd.SUDO.replace('shift\n', noted))
+        told = self.drill('--auto-approve')
+        self.assertEqual(('3', '3', 'ok'), told['files'])
+        # may it, and do it; before and after
+        self.assertEqual(['sh'] * 4, self.guest.lines('sudos'))
+
     def test_losses(self) -> None:
         def lose() -> None:
             (self.data / 'a file').unlink()
