@@ -399,6 +399,11 @@ _REASONS: tuple[tuple[str, collections.abc.Callable[[], str]], ...] = (
         'banner exchange',
         lambda: _('it takes the connection and says nothing'),
     ),
+    # before a key was exchanged: nothing of ours can have begun
+    (
+        'kex_exchange_identification',
+        lambda: _('it takes the connection and ends it at once'),
+    ),
     ('Connection refused', lambda: _('it refuses the connection')),
     ('No route to host', lambda: _('there is no route to it')),
     ('Network is unreachable', lambda: _('there is no route to it')),

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import typing as ty
 import unittest
@@ -172,6 +173,23 @@ class TestRun(SshTest):
                 self.run_on('silent'),
             )
             self.assertLess(time.monotonic() - began, 10)
+
+    def test_takes_the_connection_and_ends_it(self) -> None:
+        # as a boot that has not come to its sshd yet, behind a forwarded port
+        with socket.create_server(('127.0.0.1', 0)) as server:
+            self.lab.entry('early', server.getsockname()[1])
+
+            def end() -> None:
+                server.accept()[0].close()
+
+            thread = threading.Thread(target=end)
+            thread.start()
+            self.assertEqual(
+                'early: it takes the connection and ends it at once',
+                self.run_on('early'),
+            )
+            thread.join(10)
+        self.assertIs(exceptions.SshError, self.kind)
 
     def test_a_shell_that_hangs(self) -> None:
         self.web1.write('hangs', '')
