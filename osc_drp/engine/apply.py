@@ -166,6 +166,7 @@ class Runner:
             try:
                 outcomes = lane.work()
             except exceptions.DrpError as error:
+                self._say(f'{lane.key}: {error}')
                 outcomes = [
                     dataclasses.replace(o, status=FAILED, what=str(error))
                     for o in lane.untried

@@ -219,6 +219,7 @@ class TestRun(unittest.TestCase):
             self.statuses(outcomes),
         )
         self.assertEqual('nova is gone', outcomes[0].what)
+        self.assertEqual(['a: nova is gone'], self.said)
 
     def test_a_bug_stops_all_and_shows(self):
         def fail():
