@@ -71,9 +71,11 @@ def test_keystone_down(tmp_path):
     try:
         assert len(rows('attachments', 'show', str(MAP))) == 15
         assert {r['Result'] for r in rows(*RESET, '--dry-run')} == {'would reset', 'left'}
-        for command in (('attachments', 'save', str(tmp_path / 'map')), RESTART, RESTORE):
-            result = labkit.drp(*command, check=False)
-            assert result.rc == 1 and result.err.count('\n') == 1 and 'keystone' in result.err.lower(), result
+        result = labkit.drp('attachments', 'save', str(tmp_path / 'map'), check=False)
+        assert result.rc == 1 and result.err.count('\n') == 1 and 'keystone' in result.err.lower(), result
+        for command in (RESTART, RESTORE):
+            result = labkit.drp(*command, '--wait', '3', check=False)
+            assert result.rc == 4 and 'not ready after 3 s: keystone at ' in result.err and result.out == '', result
     finally:
         labkit.lab('start', 'keystone')
     assert not (tmp_path / 'map').exists()
@@ -91,8 +93,8 @@ def test_one_cell_down(tmp_path):
         assert result.rc == 1 and 'cell' in result.err, result
         assert not (tmp_path / 'map').exists() and list(tmp_path.iterdir()) == []
         for command in (RESTART, RESTORE):
-            result = labkit.drp(*command, '--dry-run', check=False, timeout=400)
-            assert result.rc == 1 and result.out == '', result
+            result = labkit.drp(*command, '--dry-run', '--wait', '3', check=False, timeout=400)
+            assert result.rc == 4 and 'the database of a cell' in result.err and result.out == '', result
         result = labkit.drp(*RESET, '--dry-run', check=False)
         assert result.rc == 1 and 'cell2' in result.err and result.out == '', result
     finally:
