@@ -1,7 +1,8 @@
 """What osc-drp costs, beside the commands that it replaces: seconds and requests, as ratios of one run on one lab.
 
 The lab (lab/README.md) is two shared cores and a fake hypervisor: seconds mean nothing by themselves, and differences under a
-fifth mean nothing at all. Requests are counted at nova and cinder, without the logins at keystone.
+fifth mean nothing at all. Requests are counted at nova and cinder, without the logins at keystone. On a dozen servers most of
+osc-drp's are what it costs to look at the whole cloud, before, between and after: they grow with it, not with what is done.
 
     . lab/env.sh && python benchmarks/compare.py [--rounds N]
 """
