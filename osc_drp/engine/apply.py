@@ -26,6 +26,7 @@ import dataclasses
 import threading
 
 from osc_drp import exceptions
+from osc_drp.engine import facts
 from osc_drp.engine import ports
 from osc_drp.i18n import _
 
@@ -63,6 +64,26 @@ class Lane:
     work: collections.abc.Callable[[], list[Outcome]]
     #: What to report if it is never begun.
     untried: tuple[Outcome, ...]
+    #: What the operator calls it; the key, if nobody knows better.
+    name: str = ''
+
+    @classmethod
+    def of_server(
+        cls,
+        seen: facts.Observation,
+        server_id: str,
+        work: collections.abc.Callable[[], list[Outcome]],
+        untried: collections.abc.Iterable[Outcome],
+    ) -> 'Lane':
+        """Make the lane of a server, on the host where it was seen."""
+        server = seen.servers.get(server_id)
+        return cls(
+            key=server_id,
+            host=server.host if server else None,
+            work=work,
+            untried=tuple(untried),
+            name=seen.name_of(server_id),
+        )
 
 
 class Limits:
@@ -166,7 +187,7 @@ class Runner:
             try:
                 outcomes = lane.work()
             except exceptions.DrpError as error:
-                self._say(f'{lane.key}: {error}')
+                self._say(f'{lane.name or lane.key}: {error}')
                 outcomes = [
                     dataclasses.replace(o, status=FAILED, what=str(error))
                     for o in lane.untried

@@ -192,6 +192,11 @@ class Observation:
     #: Servers that are still a build request (no cell).
     building: frozenset[str] = frozenset()
 
+    def name_of(self, server_id: str) -> str:
+        """Give what an operator calls a server; its id if it is unknown."""
+        server = self.servers.get(server_id)
+        return (server and server.name) or server_id
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MapServer:

@@ -151,13 +151,9 @@ class Reboot:
                 self._needing is None or server_id in self._needing,
             )
             for server_id in sorted(
-                server_ids, key=lambda s: (self._name(s), s)
+                server_ids, key=lambda s: (seen.name_of(s), s)
             )
         )
-
-    def _name(self, server_id: str) -> str:
-        server = self.seen.servers.get(server_id)
-        return server.name if server else ''
 
     def carry_out(
         self,
@@ -175,16 +171,15 @@ class Reboot:
         for item in items:
             if item.do is not plan.Do.REBOOT:
                 continue
-            server = self.seen.servers[item.server_id]
             untried = apply.Outcome(
                 item.server_id, '', apply.UNTRIED, _('not tried')
             )
             lanes.append(
-                apply.Lane(
-                    key=item.server_id,
-                    host=server.host,
-                    work=functools.partial(self._reboot_one, item, run),
-                    untried=(untried,),
+                apply.Lane.of_server(
+                    self.seen,
+                    item.server_id,
+                    functools.partial(self._reboot_one, item, run),
+                    [untried],
                 )
             )
         return apply.run(lanes, self._settings.limits, self._say, step=step)
@@ -207,7 +202,7 @@ class Reboot:
             what=what,
         )
         if status in apply.NOT_WELL:
-            self._say(f'{self._name(server_id) or server_id}: {what}')
+            self._say(f'{self.seen.name_of(server_id)}: {what}')
         return [apply.Outcome(server_id, '', status, what)]
 
     def _reboot(self, server_id: str, run: journal.Run) -> tuple[str, str]:

@@ -482,13 +482,11 @@ class Recover:
             )
             for i in ((start, *attaches) if start else attaches)
         ]
-        return apply.Lane(
-            key=server_id,
-            host=self.seen.servers[server_id].host,
-            work=functools.partial(
-                self._serve, server_id, start, attaches, run
-            ),
-            untried=tuple(untried),
+        return apply.Lane.of_server(
+            self.seen,
+            server_id,
+            functools.partial(self._serve, server_id, start, attaches, run),
+            untried,
         )
 
     def _serve(

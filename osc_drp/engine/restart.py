@@ -190,7 +190,7 @@ class Restart:
         now = self._clock.monotonic()
         items = []
         for server_id in sorted(
-            self._selected.server_ids, key=lambda s: (self._name(s), s)
+            self._selected.server_ids, key=lambda s: (seen.name_of(s), s)
         ):
             server = rest.servers.get(server_id)
             lost = self._lost(server_id, server)
@@ -217,10 +217,6 @@ class Restart:
                 )
             items.append(item)
         return tuple(items)
-
-    def _name(self, server_id: str) -> str:
-        server = self.seen.servers.get(server_id)
-        return server.name if server else ''
 
     def _wanted(self, server_id: str) -> bool:
         wanted = self._map.server(server_id)
@@ -401,16 +397,15 @@ class Restart:
         acting = [i for i in items if i.do in plan.ACTING]
         lanes = []
         for item in acting:
-            server = self.seen.servers.get(item.server_id)
             untried = apply.Outcome(
                 item.server_id, '', apply.UNTRIED, _('not tried')
             )
             lanes.append(
-                apply.Lane(
-                    key=item.server_id,
-                    host=server.host if server else None,
-                    work=functools.partial(self._restart_lane, item, run),
-                    untried=(untried,),
+                apply.Lane.of_server(
+                    self.seen,
+                    item.server_id,
+                    functools.partial(self._restart_lane, item, run),
+                    [untried],
                 )
             )
         return apply.run(lanes, self._settings.limits, self._say, step=step)
@@ -439,8 +434,7 @@ class Restart:
             what=what,
         )
         if status in apply.NOT_WELL:
-            name = self._name(item.server_id) or item.server_id
-            self._say(f'{name}: {what}')
+            self._say(f'{self.seen.name_of(item.server_id)}: {what}')
         return apply.Outcome(item.server_id, '', status, what)
 
     def _power(self, item: plan.Item, run: journal.Run) -> tuple[str, str]:

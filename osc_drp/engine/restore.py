@@ -155,22 +155,17 @@ class Restore:
     ) -> list[apply.Outcome]:
         """Attach in device order within a server, servers side by side."""
         acting = [i for i in items if i.do in (plan.Do.ATTACH, plan.Do.WAIT)]
-        lanes = []
-        for server_id, group in facts.group(
-            acting, lambda i: i.server_id
-        ).items():
-            server = self.seen.servers.get(server_id)
-            lanes.append(
-                apply.Lane(
-                    key=server_id,
-                    host=server.host if server else None,
-                    work=functools.partial(self.attach_all, group, run),
-                    untried=tuple(
-                        _outcome(i, apply.UNTRIED, _('not tried'))
-                        for i in group
-                    ),
-                )
+        lanes = [
+            apply.Lane.of_server(
+                self.seen,
+                server_id,
+                functools.partial(self.attach_all, group, run),
+                [_outcome(i, apply.UNTRIED, _('not tried')) for i in group],
             )
+            for server_id, group in facts.group(
+                acting, lambda i: i.server_id
+            ).items()
+        ]
         return apply.run(lanes, self._limits, self._say, step=step)
 
     def attach_all(
@@ -250,7 +245,7 @@ class Restore:
             self._say(
                 _('%(server)s: volume %(volume)s: %(error)s')
                 % {
-                    'server': item.server_id,
+                    'server': self.seen.name_of(item.server_id),
                     'volume': item.volume_id,
                     'error': error,
                 }

@@ -20,6 +20,7 @@ from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
+from osc_drp.tests.unit.engine import build
 
 #: Seconds after which a test that waits has failed.
 LONG = 20
@@ -220,6 +221,25 @@ class TestRun(unittest.TestCase):
         )
         self.assertEqual('nova is gone', outcomes[0].what)
         self.assertEqual(['a: nova is gone'], self.said)
+
+    def test_a_server_is_called_by_its_name(self):
+        def fail():
+            raise exceptions.ApiError('nova is gone')
+
+        seen = build.seen(
+            [build.server('s1', name='web1'), build.server('s2', name='')]
+        )
+        lanes = [
+            apply.Lane.of_server(seen, s, fail, []) for s in ('s1', 's2', 's3')
+        ]
+        self.assertEqual(
+            [build.HOST, build.HOST, None], [lane.host for lane in lanes]
+        )
+        self.run_lanes(lanes, 1, 1, 9)
+        self.assertEqual(
+            [f'{name}: nova is gone' for name in ('web1', 's2', 's3')],
+            self.said,
+        )
 
     def test_a_bug_stops_all_and_shows(self):
         def fail():

@@ -156,6 +156,8 @@ class TestRestore(unittest.TestCase):
         self.assertEqual('400', found['v1'].what)
         self.assertIn('the name of v1', found['v2'].what)
         self.assertEqual(['v3', 'v1'], self.attached())
+        # by the names that an operator knows
+        self.assertIn('name-s1: volume v1: ', self.said[0])
 
     def test_fails_afterwards_on_the_compute_host(self):
         self.cloud.next(
