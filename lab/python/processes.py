@@ -1,6 +1,6 @@
 """The processes of a lab: processes.py LAB_HOME list | kill | kill-session PID STARTTIME | guest UUID | rss. Standard library only.
 
-A process belongs to the lab if one of these holds, and it is none of the lab's own scripts:
+A process belongs to the lab if one of these holds, and it is none of the lab's own scripts, nor in other namespaces (lab/apart):
 - its session was begun by a service that has a pid file (pid and start time, as pids come round again);
 - its environment has OSC_DRP_LAB=LAB_HOME (daemons that make a session of their own, like epmd and QEMU guests);
 - it has files of LAB_HOME/venv mapped (uwsgi and cotyledon write their title over the environment; so what an earlier,
@@ -39,6 +39,13 @@ def sessions(home):
     return found
 
 
+def namespace(pid):
+    try:
+        return os.readlink(f'/proc/{pid}/ns/pid')
+    except OSError:
+        return None
+
+
 def read(path):
     try:
         with open(path, 'rb') as f:
@@ -48,11 +55,11 @@ def read(path):
 
 
 def lab_processes(home):
-    leaders, mine = sessions(home), {os.getpid(), os.getppid()}
+    leaders, mine, here = sessions(home), {os.getpid(), os.getppid()}, namespace('self')
     marker, script = f'OSC_DRP_LAB={home}'.encode(), b'OSC_DRP_LAB_SCRIPT=1'
     for pid in (int(p) for p in os.listdir('/proc') if p.isdigit()):
         st = stat(pid)
-        if pid in mine or st is None or st[2] in 'ZX':
+        if pid in mine or st is None or st[2] in 'ZX' or namespace(pid) != here:
             continue
         environ = read(f'/proc/{pid}/environ').split(b'\0')
         if script in environ:

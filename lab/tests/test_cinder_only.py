@@ -80,7 +80,7 @@ def test_the_whole_way(the_map, lost, data):
     dumped = labkit.dump_all()
     assert set(results('db', 'undo', run, *CINDER, *APPROVED, rc=3).values()) == {'open'}
     assert labkit.diff_dumps(dumped, labkit.dump_all(), REVIEWED) == []
-    assert set(results(*RESTART, *APPROVED).values()) <= {'ok', 'left'}         # and no second reboot
+    assert set(results(*RESTART, *APPROVED, '--settle', '12').values()) <= {'ok', 'left'}       # and no second reboot
     rows(*RESTORE, *APPROVED)
     recovered(the_map, labkit.attachments())
 
@@ -94,7 +94,7 @@ def test_the_cleaner_killed(the_map, lost):
         since = procedure.now()
         assert killed_at(point, *RESTART, *APPROVED, *one) == -9, point
         assert labkit.servers()['web1']['locked'], point
-        told = rows(*RESTART, *APPROVED, *one, '--settle', '15')
+        told = rows(*RESTART, *APPROVED, *one, '--settle', '12')
         assert [r['Result'] for r in told] == ['done'], (point, told)
         web = labkit.servers()['web1']
         assert (web['status'], web['locked']) == ('ACTIVE', False), point

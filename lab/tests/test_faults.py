@@ -347,7 +347,9 @@ def test_hosts_down(the_map, proxy):
     assert run.out == '' and not [r for r in seen if r[0] != 'keystone' and r[1] != 'GET']
 
     labkit.lab('start', 'cinder-volume')
-    run = rows(*RECOVER, '--wait', '60', '--skip-not-ready', rc=3)
+    labkit.wait_until(lambda: 'down' not in {s['state'] for s in labkit.api('cinder', 'GET', '/os-services').json['services']},
+                      60, 'cinder-volume is up')
+    run = rows(*RECOVER, '--wait', '3', '--skip-not-ready', rc=3)
     true(run)
     assert {s: told(run, 'start')[s] for s in RAN} == {s: 'open' if s in ON_CELL2 else 'done' for s in RAN}
     assert all(labkit.servers()[s]['status'] == 'ACTIVE' for s in ON_CELL1)

@@ -99,7 +99,7 @@ def test_restart_killed_everywhere(the_map, lost, tmp_path, some):
         all_off(['web1'])
         since = procedure.now()
         assert killed_at(point, *RESTART, *APPROVED, *one) == -9, point
-        told = rows(*RESTART, *APPROVED, *one, '--settle', '15')
+        told = rows(*RESTART, *APPROVED, *one, '--settle', '12')
         assert {r['Result'] for r in told} <= {'done', 'ok'}, (point, told)
         assert labkit.servers()['web1']['status'] == 'ACTIVE'
         assert starts('web1', since) == ['start'], point

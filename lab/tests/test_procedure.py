@@ -25,7 +25,7 @@ def test_light_way(the_map, lost):
 
     with labkit.requests('nova') as sent:
         assert set(results(*RESTORE, *APPROVED).values()) == {'ok', 'left'}
-        assert set(results(*RESTART, *APPROVED, '--settle', '15').values()) == {'ok', 'left'}
+        assert set(results(*RESTART, *APPROVED, '--settle', '12').values()) == {'ok', 'left'}
     assert [r for r in sent if r[0] != 'GET'] == []
     assert {n: starts(n, since) for n in RAN} == {n: ['start'] for n in RAN}
 
