@@ -177,6 +177,20 @@ def guests(
     )
 
 
+def read_map(
+    parsed_args: argparse.Namespace,
+    app: ty.Any,
+    look: collections.abc.Callable[[], ty.Any],
+) -> ty.Any:
+    """Read the map; without one, make it of what the cloud has now."""
+    from osc_drp.engine import mapmaker
+    from osc_drp import mapfile
+
+    if parsed_args.file:
+        return mapfile.read(parsed_args.file, allow_bare=True)
+    return mapmaker.make_map(look(), cloud_name(app))
+
+
 def find_server(seen: ty.Any, wanted: str) -> ty.Any:
     """Find a server by its id or its only name.
 

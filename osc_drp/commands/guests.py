@@ -77,7 +77,7 @@ class RebootGuests(base.DrpLister):
         progress = base.progress(self.app)
         say = progress.say
         cloud = client.connect_when_up(self.app, parsed_args.wait, say)
-        cloud_map = _map(parsed_args, self.app, cloud)
+        cloud_map = base.read_map(parsed_args, self.app, cloud.observe)
         held = base.session(
             parsed_args,
             self.app,
@@ -164,18 +164,13 @@ class CheckGuests(base.DrpLister):
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp.cloud import client
         from osc_drp.engine import apply
-        from osc_drp.engine import mapmaker
         from osc_drp.engine import plan
         from osc_drp import exceptions
         from osc_drp.hosts import survey
-        from osc_drp import mapfile
 
         cloud = client.connect(self.app)
         seen = cloud.observe()
-        if parsed_args.file:
-            cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
-        else:
-            cloud_map = mapmaker.make_map(seen, base.cloud_name(self.app))
+        cloud_map = base.read_map(parsed_args, self.app, lambda: seen)
         selected = plan.select(cloud_map, base.selection(parsed_args), seen)
         names = {s.id: s.name for s in cloud_map.servers}
         names |= {s.id: s.name for s in seen.servers.values()}
@@ -206,15 +201,3 @@ class CheckGuests(base.DrpLister):
             for server_id, findings in found.items()
             for finding in survey.rows(findings)
         )
-
-
-def _map(
-    parsed_args: argparse.Namespace, app: ty.Any, cloud: ty.Any
-) -> 'facts.CloudMap':
-    """Read the map; without one, make it of what the cloud has now."""
-    from osc_drp.engine import mapmaker
-    from osc_drp import mapfile
-
-    if parsed_args.file:
-        return mapfile.read(parsed_args.file, allow_bare=True)
-    return mapmaker.make_map(cloud.observe(), base.cloud_name(app))

@@ -46,19 +46,14 @@ class CheckHosts(base.DrpLister):
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp.cloud import client
         from osc_drp.engine import apply
-        from osc_drp.engine import mapmaker
         from osc_drp.engine import plan
         from osc_drp import exceptions
         from osc_drp.hosts import ssh
         from osc_drp.hosts import survey
-        from osc_drp import mapfile
 
         cloud = client.connect(self.app)
         seen = cloud.observe()
-        if parsed_args.file:
-            cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
-        else:
-            cloud_map = mapmaker.make_map(seen, base.cloud_name(self.app))
+        cloud_map = base.read_map(parsed_args, self.app, lambda: seen)
         wanted = base.selection(parsed_args)
         selected = plan.select(cloud_map, wanted, seen)
         hosts = survey.host_names(
