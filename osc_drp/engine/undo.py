@@ -145,38 +145,47 @@ class Undo:
         """Give nothing: the reasons say all."""
         return ()
 
-    def _moved_on(self) -> dict[str, str]:
-        """Name the newest action of each server since its first change.
+    def _moved_on(self) -> dict[_Key, str]:
+        """Name the newest action of its server since each pair's change.
+
+        Of several changes of a pair the first counts, for all are put back.
+        Each pair by itself: a run that was taken up again may have changed
+        another volume of the server after its user came back.
 
         Times are of whole seconds. What came within the second of the change
         may have been before it; after it, it shows in the server's state or
         in the rows, which are compared as well.
         """
-        since: dict[str, str] = {}
-        for (server_id, _volume), found in self._entries.items():
-            for entry in found:
-                since[server_id] = max(since.get(server_id, ''), entry.at)
-        since.pop('', None)
+        since = {
+            key: min(e.at for e in self._open(key))
+            for key in self._entries
+            if key[0] and self._open(key)
+        }
         if not since:
             return {}
-        log = self._databases.actions_since(
-            frozenset(since), min(since.values())
+        log = facts.group(
+            self._databases.actions_since(
+                frozenset(server_id for server_id, _volume in since),
+                min(since.values()),
+            ),
+            lambda a: a.server_id,
         )
         return {
-            a.server_id: a.action
-            for a in log
-            if a.start_time > since[a.server_id]
+            key: a.action
+            for key, at in since.items()
+            for a in log.get(key[0], ())
+            if a.start_time > at
         }
 
-    def _plan(self, key: _Key, moved: dict[str, str]) -> tuple[plan.Do, str]:
+    def _plan(self, key: _Key, moved: dict[_Key, str]) -> tuple[plan.Do, str]:
         assert self.seen is not None
         if not self._open(key):
             return plan.Do.NOTHING, _('put back already')
         server = self.seen.servers.get(key[0])
         if all(e.cinder_only for e in self._open(key)):
             return self._plan_cinder_only(server)
-        if key[0] in moved:
-            reason = _('the server moved on since: %s') % moved[key[0]]
+        if key in moved:
+            reason = _('the server moved on since: %s') % moved[key]
             return plan.Do.FLAG, reason
         if server is not None and not off(server):
             return plan.Do.FLAG, _('the server is not off')
