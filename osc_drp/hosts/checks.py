@@ -248,25 +248,32 @@ def _read_only(guest: Guest) -> Found:
 
 # -- disks -------------------------------------------------------------------
 
-_SERIAL = re.compile(r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]')
+#: A volume's id as QEMU shows it: its first 20 characters, or all of it.
+_SERIAL = re.compile(
+    r'([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f])([0-9a-f]{3}-[0-9a-f]{12})?'
+)
+#: udev's names of QEMU's disks. Other links by-id end in UUIDs of the guest's
+#: own making: of LUKS, of LVM, of NVMe.
+_BY_SERIAL = re.compile(
+    r'/dev/disk/by-id/(?:virtio-|scsi-\w*QEMU_HARDDISK_)' + _SERIAL.pattern
+)
 
 
 def serials(machine: parse.Machine) -> dict[str, str]:
     """Give the volume serials that a machine has, with their devices.
 
-    virtio shows them in sysfs, SCSI in the links by-id
-    (scsi-0QEMU_QEMU_HARDDISK_<serial>).
+    virtio shows them in sysfs and in the links by-id (virtio-<serial>), SCSI
+    in the links alone (scsi-0QEMU_QEMU_HARDDISK_<serial>).
     """
     found = {}
     for link, name in machine.links.items():
-        if link.startswith('/dev/disk/by-id/') and '-part' not in link:
-            match = _SERIAL.search(link)
-            if match:
-                found[match.group()] = name
-    for device in machine.devices.values():
-        match = _SERIAL.match(device.serial)
+        match = _BY_SERIAL.fullmatch(link)
         if match:
-            found[match.group()] = device.name
+            found[match.group(1)] = name
+    for device in machine.devices.values():
+        match = _SERIAL.fullmatch(device.serial)
+        if match:
+            found[match.group(1)] = device.name
     return found
 
 

@@ -185,6 +185,32 @@ class TestGuests(unittest.TestCase):
             {captured.VOLUME[:20]: 'sdb'}, checks.serials(machine)
         )
 
+    def test_uuids_that_are_no_serials(self):
+        uuid = 'aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee'
+        links = captured.LINKS + ''.join(
+            f'/dev/disk/by-id/{name}\t/dev/dm-0\n'
+            for name in (
+                f'dm-name-luks-{uuid}',
+                f'dm-uuid-CRYPT-LUKS2-{uuid.replace("-", "")}-luks-{uuid}',
+                f'nvme-uuid.{uuid}',
+                f'md-uuid-{uuid}',
+                f'virtio-{uuid[:20]}-part1',
+                f'scsi-0QEMU_QEMU_HARDDISK_{uuid[:20]}-part1',
+            )
+        )
+        self.assertEqual({'': ['']}, self.find(links=links))
+        for name in (
+            f'virtio-{uuid[:20]}',
+            f'scsi-0QEMU_QEMU_HARDDISK_{uuid[:20]}',
+            f'scsi-SQEMU_QEMU_HARDDISK_{uuid}',
+        ):
+            with self.subTest(name):
+                found = self.find(
+                    links=f'/dev/disk/by-id/{name}\t/dev/sdz\n'
+                    + captured.LINKS
+                )
+                self.assertIn(f'sdz is volume {uuid[:20]}', str(found))
+
     def test_hostile_lines(self):
         found = self.fstab('UUID=x /\x1b[2J xfs defaults 0 2' + 'x' * 999)
         self.assertNotIn('\x1b', found['nofail'][0])
