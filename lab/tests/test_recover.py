@@ -202,7 +202,7 @@ def test_interrupted(the_map, lost_and_locked, number, mode):
     process.send_signal(number)
     code, _out, err = ended(process)
     [run] = journals()
-    assert code == 130 and f'openstack drp recover --resume {run}' in err, (code, err)
+    assert code == 130 and f' drp recover --resume {run} ' in err, (code, err)
     assert locks() == dict.fromkeys(LOCKED, 'hands off')
     states, begun = labkit.servers(), {s for s in RAN if starts(s, since)}
     assert begun and {(states[s]['status'], states[s]['task_state']) for s in begun} == {('ACTIVE', None)}

@@ -163,7 +163,7 @@ class CheckAttachments(base.DrpLister):
 
         say = report.Reporter(self.app.stderr).say
         cloud_map = None
-        if parsed_args.file:
+        if parsed_args.file is not None:
             cloud_map = mapfile.read(parsed_args.file, allow_bare=True)
         seen = self._look(parsed_args, say)
         findings = check.check(seen, base.selection(parsed_args), cloud_map)

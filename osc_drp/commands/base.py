@@ -186,7 +186,7 @@ def read_map(
     from osc_drp.engine import mapmaker
     from osc_drp import mapfile
 
-    if parsed_args.file:
+    if parsed_args.file is not None:
         return mapfile.read(parsed_args.file, allow_bare=True)
     return mapmaker.make_map(look(), cloud_name(app))
 
@@ -274,7 +274,7 @@ def run_directory(
     parsed_args: argparse.Namespace, app: ty.Any
 ) -> pathlib.Path:
     """Tell where the journals lie."""
-    if parsed_args.run_dir:
+    if parsed_args.run_dir is not None:
         return pathlib.Path(parsed_args.run_dir)
     state = os.environ.get('XDG_STATE_HOME') or '~/.local/state'
     return pathlib.Path(state).expanduser() / 'osc-drp' / cloud_name(app)

@@ -28,6 +28,7 @@ def _add_dead_hosts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--host-is-dead',
         metavar='<host>',
+        type=options.name,
         action='append',
         default=[],
         help=_(
@@ -224,7 +225,7 @@ class RepairDatabase(_Writer):
         from osc_drp.engine import repair
 
         cloud_map = None
-        if parsed_args.file:
+        if parsed_args.file is not None:
             cloud_map = mapfile.read(parsed_args.file)
         progress = base.progress(self.app)
         say = progress.say

@@ -49,12 +49,14 @@ class Drill(recover.Recover):
         parser.add_argument(
             '--server',
             metavar='<server>',
+            type=options.name,
             required=True,
             help=_('The server (name or ID)'),
         )
         parser.add_argument(
             '--path',
             metavar='<path>',
+            type=options.name,
             action='append',
             default=[],
             help=_(
@@ -66,6 +68,7 @@ class Drill(recover.Recover):
         parser.add_argument(
             '--cut-command',
             metavar='<program>',
+            type=options.name,
             help=_(
                 'Cut it off by this program, run here with the ID and the '
                 'host of the server, instead of over SSH on its host'
@@ -176,7 +179,7 @@ class Drill(recover.Recover):
         from osc_drp.hosts import iscsi
         from osc_drp.hosts import ssh
 
-        if parsed_args.cut_command:
+        if parsed_args.cut_command is not None:
             return [cuts.Program(parsed_args.cut_command, server)]
         shell = ssh.Ssh(parsed_args.ssh_config, parsed_args.ssh_user)
         name = server.host or ''

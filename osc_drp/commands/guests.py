@@ -82,7 +82,7 @@ class RebootGuests(base.DrpLister):
             parsed_args,
             self.app,
             'guests reboot',
-            cloud_map if parsed_args.file else None,
+            cloud_map if parsed_args.file is not None else None,
             say,
         )
         with held.held(parsed_args.dry_run):

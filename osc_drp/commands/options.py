@@ -26,22 +26,27 @@ def add_map(
 ) -> None:
     """Add the argument that is a map's file."""
     parser.add_argument(
-        'file', metavar='<file>', nargs='?' if optional else None, help=text
+        'file',
+        metavar='<file>',
+        type=name,
+        nargs='?' if optional else None,
+        help=text,
     )
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Add the options that pick a part of the map; none: all of it."""
     group = parser.add_argument_group(_('selection'))
-    for name, metavar, text in (
+    for option, metavar, text in (
         ('server', '<server>', _('Only this server (name or ID)')),
         ('project', '<project>', _('Only servers of this project (ID)')),
         ('host', '<host>', _('Only servers on this compute host')),
         ('volume', '<volume>', _('Only this volume (name or ID)')),
     ):
         group.add_argument(
-            f'--{name}',
+            f'--{option}',
             metavar=metavar,
+            type=name,
             action='append',
             default=[],
             help=text + _(' (repeat option to select several)'),
@@ -69,6 +74,7 @@ def add_run_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--run-dir',
         metavar='<directory>',
+        type=name,
         help=_(
             'Where the journals of all runs on this cloud lie '
             '(default: $XDG_STATE_HOME/osc-drp/<cloud>)'
@@ -146,6 +152,7 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--nova-config-file',
         metavar='<file>',
+        type=name,
         action='append',
         default=[],
         help=_(
@@ -156,6 +163,7 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--cinder-config-file',
         metavar='<file>',
+        type=name,
         action='append',
         default=[],
         help=_(
@@ -166,6 +174,7 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--config-file',
         metavar='<file>',
+        type=name,
         help=_(
             'osc-drp.conf with [database] user and password_file, which '
             'replace those of the services (default: '
@@ -194,6 +203,7 @@ def add_ssh(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--ssh-config',
         metavar='<file>',
+        type=name,
         help=_(
             'Configuration for the ssh program (default: its own, '
             '~/.ssh/config); host keys are always checked'
@@ -202,6 +212,7 @@ def add_ssh(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--ssh-user',
         metavar='<user>',
+        type=name,
         help=_('Log in as this user (default: as the configuration says)'),
     )
 
@@ -211,12 +222,20 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--network',
         metavar='<network>',
+        type=name,
         help=_(
             "Use nova's addresses of this network (name) for servers that "
             'the ssh configuration does not name (default: of any; floating '
             'before fixed, IPv4 before IPv6)'
         ),
     )
+
+
+def name(text: str) -> str:
+    """Parse what is not empty: "$MAP" may be, and would mean everything."""
+    if not text:
+        raise argparse.ArgumentTypeError(_('must not be empty'))
+    return text
 
 
 def positive(text: str) -> int:
@@ -255,4 +274,10 @@ def utc_time(text: str) -> str:
         ) from None
     if when.tzinfo is None:
         when = when.replace(tzinfo=datetime.UTC)
-    return when.astimezone(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+    try:
+        when = when.astimezone(datetime.UTC)
+    except OverflowError:
+        raise argparse.ArgumentTypeError(
+            _("'%s' is no year in UTC from 1 to 9999") % text
+        ) from None
+    return when.strftime('%Y-%m-%dT%H:%M:%SZ')

@@ -14,6 +14,7 @@
 
 import argparse
 import contextlib
+import shlex
 import typing as ty
 
 from osc_drp import exceptions
@@ -28,6 +29,12 @@ if ty.TYPE_CHECKING:
 
 #: The map of a run, in its directory.
 MAP = 'map.json'
+#: What --resume brings back of its run, and nobody gives beside it. All else
+#: (waiting, limits, databases, ssh, guests) is as it is given now.
+BROUGHT_BACK = (
+    *('file', 'classic', 'lost_at'),
+    *('server', 'project', 'host', 'volume'),
+)
 
 
 class Recover(base.DrpLister):
@@ -65,8 +72,10 @@ class Recover(base.DrpLister):
         parser.add_argument(
             '--resume',
             metavar='<run>',
+            type=options.name,
             help=_(
-                'Go on with this unfinished run, with its map and selection'
+                'Go on with this unfinished run: with its map, selection, '
+                '--classic and --lost-at; other options are given again'
             ),
         )
         options.add_selection(parser)
@@ -154,25 +163,32 @@ class Recover(base.DrpLister):
                     steps, run, lambda: recover.Memory.of(held.runs)
                 )
             except KeyboardInterrupt:
-                progress.say(
-                    _('to go on: openstack drp recover --resume %s') % run.id
-                )
+                progress.say(_('to go on: %s') % self._on(parsed_args, run.id))
                 raise
             held.keep_open = any(
                 o.status in apply.NOT_WELL for s in steps for o in s.outcomes
             )
         return steps
 
+    def _on(self, parsed_args: argparse.Namespace, run_id: str) -> str:
+        """Give the whole line that goes on with a run."""
+        assert self._parser is not None
+        again = argparse.Namespace(**vars(parsed_args))
+        for name in BROUGHT_BACK:
+            setattr(again, name, self._parser.get_default(name))
+        again.resume = run_id
+        return shlex.join(self._words(self._parser, again))
+
     def _session(
         self, parsed_args: argparse.Namespace, say: 'ports.Say'
     ) -> ty.Any:
-        """Open the session; --resume brings back the options of its run."""
+        """Open the session; --resume brings back BROUGHT_BACK."""
         from osc_drp import mapfile
         from osc_drp.engine import journal
         from osc_drp.engine import plan
 
         self._given: facts.CloudMap | None = None
-        if parsed_args.resume:
+        if parsed_args.resume is not None:
             self._check_resume(parsed_args)
             held = base.session(parsed_args, self.app, 'recover', None, say)
             subject: journal.Entry = held.resume(parsed_args.resume)
@@ -186,7 +202,7 @@ class Recover(base.DrpLister):
             parsed_args.classic = bool(subject['classic'])
             parsed_args.lost_at = subject['lost_at'] or None
             return held
-        if parsed_args.file:
+        if parsed_args.file is not None:
             self._given = mapfile.read(parsed_args.file)
             plan.check_map(self._given, parsed_args.lost_at)
         return base.session(
@@ -200,22 +216,13 @@ class Recover(base.DrpLister):
         )
 
     def _check_resume(self, parsed_args: argparse.Namespace) -> None:
-        given = [
-            name
-            for name in (
-                'file',
-                'classic',
-                'lost_at',
-                'server',
-                'project',
-                'host',
-                'volume',
-            )
-            if getattr(parsed_args, name)
-        ]
+        given = [name for name in BROUGHT_BACK if getattr(parsed_args, name)]
         if given:
             raise exceptions.Usage(
-                _('--resume brings back the options of its run: leave out %s')
+                _(
+                    '--resume brings back the map, the selection, --classic '
+                    'and --lost-at of its run: leave out %s'
+                )
                 % ', '.join(
                     '<file>' if n == 'file' else '--' + n.replace('_', '-')
                     for n in given
@@ -266,7 +273,7 @@ class Recover(base.DrpLister):
                 _('run %(run)s is not finished: its map is of %(time)s')
                 % {'run': unfinished.name, 'time': cloud_map.taken_at}
             )
-        elif parsed_args.resume:
+        elif parsed_args.resume is not None:
             raise exceptions.DrpError(
                 _('run %s was stopped before it did anything: begin anew')
                 % unfinished.name

@@ -118,6 +118,7 @@ class ShowRuns(base.DrpLister):
         parser.add_argument(
             '--html',
             metavar='<file>',
+            type=options.name,
             help=_('Also write a page to this file, which must not exist'),
         )
         options.add_run_dir(parser)
@@ -133,7 +134,7 @@ class ShowRuns(base.DrpLister):
         holder = runs.holder()
         found = _read(path)
         state = timeline.state(found, holder)
-        if parsed_args.html:
+        if parsed_args.html is not None:
             _write_page(path.name, found, state, parsed_args.html)
         say = report.Reporter(self.app.stderr).say
         for line in _summary(path.name, found, state, holder):

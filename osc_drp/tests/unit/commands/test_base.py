@@ -338,6 +338,8 @@ class TestOptions(unittest.TestCase):
         ):
             self.assertEqual(found, self.parse(f'--lost-at {text}').lost_at)
         self.refuse('--lost-at yesterday')
+        self.refuse('--lost-at 0001-01-01T00:00:00+23:00')
+        self.refuse('--lost-at 9999-12-31T23:59:59-01:00')
 
     def test_run_directory(self):
         app = types.SimpleNamespace(cloud=types.SimpleNamespace(name='lab'))
