@@ -449,16 +449,21 @@ class Recover:
         exports: waves.Exports,
         counter: ports.Step,
     ) -> list[apply.Outcome]:
-        """Start one wave; first who shows that repaired volumes are there."""
-        first = exports.first([lane.key for lane in lanes])
-        outcomes = self._runner.run(
-            [lane for lane in lanes if lane.key in first], step=counter
-        )
-        exports.learn(outcomes)
+        """Start one wave; first who shows that repaired volumes are there.
+
+        Who is left alone, or open, shows nothing: then the next one is
+        asked. Each round takes somebody out of the wave.
+        """
+        outcomes = []
+        while first := exports.first([lane.key for lane in lanes]):
+            shown = self._runner.run(
+                [lane for lane in lanes if lane.key in first], step=counter
+            )
+            exports.learn(shown)
+            outcomes += shown
+            lanes = [lane for lane in lanes if lane.key not in first]
         rest = []
         for lane in lanes:
-            if lane.key in first:
-                continue
             why = exports.why_not(lane.key)
             if why:
                 outcomes += [

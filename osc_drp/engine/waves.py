@@ -98,7 +98,11 @@ class Exports:
         return cls(needs, held)
 
     def first(self, server_ids: list[str]) -> frozenset[str]:
-        """Pick one server for each cinder-volume that is not proven yet."""
+        """Pick one server for each cinder-volume that is not proven yet.
+
+        None: each one of these servers needs is proven or held. What was
+        picked may have proven nothing: ask again without it.
+        """
         chosen: dict[str, str] = {}
         for server_id in server_ids:
             needs = self.needs.get(server_id, set())

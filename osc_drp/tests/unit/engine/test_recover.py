@@ -22,6 +22,7 @@ from osc_drp.engine import plan
 from osc_drp.engine import recover
 from osc_drp.tests.simulated import disasters
 from osc_drp.tests.simulated import recovery
+from osc_drp.tests.simulated import world as simulated
 from osc_drp.tests.unit.engine import build
 
 
@@ -160,6 +161,46 @@ class TestTold(TestCase):
         self.assertEqual('failed', failed[0])
         self.assertEqual('open', held[0])
         self.assertIn('restart cinder-volume', held[1])
+
+    def test_who_is_left_alone_shows_no_export(self):
+        names = ('db1', 'far1', 'far2', 'web1')
+        world, cloud_map = disasters.lost(*names, 'app1')
+        for name in names:
+            world.reset_volume_status(
+                world.volume_id(f'{name}-data'), 'available', 'detached'
+            )
+        gone = world.server_id('db1')
+        # it is the canary of all; the others may go side by side
+        world.metadata[world.server_id('app1')] = {'drp_wave': '1'}
+        order = []
+
+        def prepare(process):
+            start, lock = process.cloud.start, process.cloud.lock
+
+            def deleted(server_id, *args):
+                lock(server_id, *args)
+                if server_id == gone:
+                    world.delete_server(gone, simulated.ADMIN)
+
+            def fails(server_id):
+                if order:
+                    process.fail('start', exceptions.ApiError('no target'))
+                order.append(server_id)
+                start(server_id)
+
+            process.cloud.lock = deleted
+            process.cloud.start = fails
+
+        self.recover(world, cloud_map, classic=False, prepare=prepare)
+        left, _none = self.told['start', gone, '']
+        self.assertEqual('left', left)
+        self.assertEqual(
+            [world.server_id('app1'), world.server_id('far1')], order
+        )
+        for name in 'far2', 'web1':
+            status, what = self.result(world, 'start', name)
+            self.assertEqual('open', status)
+            self.assertIn('restart cinder-volume', what)
 
 
 class TestPlan(unittest.TestCase):
