@@ -95,13 +95,23 @@ class Selection:
     projects: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    #: Servers that the map lacks are meant as well; see :meth:`lost_at`.
+    unmapped: bool = False
 
     def subject(self) -> dict[str, list[str]]:
-        """Describe it for the journal."""
+        """Describe what was named, for the journal."""
         return {
-            field.name: sorted(getattr(self, field.name))
-            for field in dataclasses.fields(self)
+            name: sorted(getattr(self, name))
+            for name in ('servers', 'projects', 'hosts', 'volumes')
         }
+
+    def lost_at(self, time: str | None) -> 'Selection':
+        """Give the selection of a restart with (or without) --lost-at.
+
+        A server that was created after the map ran as well, if nova stopped
+        it by itself after that time (DESIGN 10).
+        """
+        return dataclasses.replace(self, unmapped=bool(time))
 
 
 class Selected(ty.NamedTuple):
@@ -109,6 +119,8 @@ class Selected(ty.NamedTuple):
 
     server_ids: frozenset[str]
     attachments: tuple[facts.MapAttachment, ...]
+    #: Servers that the map lacks: started with --lost-at, nothing else.
+    unmapped: frozenset[str] = frozenset()
 
 
 def _find(
@@ -144,6 +156,30 @@ def _check_known(
             )
 
 
+def _find_server(
+    wanted: str,
+    names: collections.abc.Mapping[str, str],
+    meant: collections.abc.Container[str],
+) -> str:
+    """Resolve a server's name or id; by those that are meant, if it can be.
+
+    :raises DrpError: also if only the cloud has it, and says so
+    """
+    known = {i: name for i, name in names.items() if i in meant}
+    if wanted in known or wanted in known.values():
+        return _find(wanted, known, _('server'))
+    if wanted in names or wanted in names.values():
+        raise exceptions.DrpError(
+            _(
+                "no server '%s' in the map, only in the cloud: it was made "
+                'after the map ("servers restart" and "recover" start it '
+                'with --lost-at, if nova stopped it since)'
+            )
+            % wanted
+        )
+    return _find(wanted, known, _('server'))
+
+
 def select(
     cloud_map: facts.CloudMap,
     selection: Selection,
@@ -155,34 +191,38 @@ def select(
         the options together pick nothing
     """
     # by the map first: its names are those the operator knows
-    live = seen.servers.values() if seen else ()
+    live = seen.servers if seen else {}
     servers: dict[str, facts.Server | facts.MapServer] = {
-        **{s.id: s for s in live},
+        **live,
         **{s.id: s for s in cloud_map.servers},
     }
     in_map = {s.id for s in cloud_map.servers} | {
         a.server_id for a in cloud_map.attachments
     }
-    volumes = {a.volume_id: '' for a in cloud_map.attachments}
-    if seen:
-        volumes = {
-            v: seen.volumes[v].name if v in seen.volumes else ''
-            for v in volumes
-        }
+    outside: set[str] = set()
+    if selection.unmapped:
+        # as in a map: what was never launched cannot be restarted
+        outside = {i for i, s in live.items() if s.launched} - in_map
+    known = in_map | outside
     wanted_servers = {
-        _find(
-            s, {i: n.name for i, n in servers.items() if i in in_map}, 'server'
-        )
+        _find_server(s, {i: n.name for i, n in servers.items()}, known)
         for s in selection.servers
     }
-    wanted_volumes = {_find(v, volumes, 'volume') for v in selection.volumes}
+    users = _users(cloud_map, seen, outside)
+    volumes = {
+        v: seen.volumes[v].name if seen and v in seen.volumes else ''
+        for _s, v in users
+    }
+    wanted_volumes = {
+        _find(v, volumes, _('volume')) for v in selection.volumes
+    }
 
     # but a host is where the server is today
     hosts = {
-        **{i: s.host for i, s in servers.items() if i in in_map},
-        **{s.id: s.host for s in live if s.id in in_map},
+        **{i: s.host for i, s in servers.items() if i in known},
+        **{i: s.host for i, s in live.items() if i in known},
     }
-    projects = {i: s.project_id for i, s in servers.items() if i in in_map}
+    projects = {i: s.project_id for i, s in servers.items() if i in known}
     _check_known(selection.projects, projects.values(), _('project'))
     _check_known(selection.hosts, hosts.values(), _('host'))
 
@@ -196,20 +236,36 @@ def select(
             return False
         return not selection.hosts or hosts.get(server_id) in selection.hosts
 
-    attachments = tuple(
-        a
-        for a in cloud_map.attachments
-        if meant(a.server_id)
-        and (not wanted_volumes or a.volume_id in wanted_volumes)
-    )
-    server_ids = frozenset(s for s in in_map if meant(s))
+    server_ids = frozenset(s for s in known if meant(s))
     if wanted_volumes:
-        server_ids &= {a.server_id for a in attachments}
-    if not server_ids and selection != Selection():
+        server_ids &= {s for s, v in users if v in wanted_volumes}
+    if not server_ids and any(selection.subject().values()):
         raise exceptions.DrpError(
             _('the options together pick nothing of the map')
         )
-    return Selected(server_ids, attachments)
+    return Selected(
+        server_ids & in_map,
+        tuple(
+            a
+            for a in cloud_map.attachments
+            if a.server_id in server_ids
+            and (not wanted_volumes or a.volume_id in wanted_volumes)
+        ),
+        server_ids - in_map,
+    )
+
+
+def _users(
+    cloud_map: facts.CloudMap,
+    seen: facts.Observation | None,
+    outside: collections.abc.Container[str],
+) -> set[tuple[str, str]]:
+    """List who has which volume: by the map, or outside of it by nova."""
+    return {(a.server_id, a.volume_id) for a in cloud_map.attachments} | {
+        (m.server_id, m.volume_id)
+        for m in (seen.mappings if seen else ())
+        if m.server_id in outside and not m.deleted
+    }
 
 
 # -- what all planners ask ---------------------------------------------------
@@ -366,7 +422,10 @@ def why_not_restart(
         (an automatic stop after --lost-at)
     """
     if wanted is None and not lost:
-        return Do.LEAVE, _('the map does not have this server')
+        return Do.LEAVE, _(
+            'the map does not have it, and no automatic stop after '
+            '--lost-at tells that it ran'
+        )
     if server is None or server.vm_state in ('deleted', 'soft-delete'):
         return Do.LEAVE, _('the server was deleted since')
     if wanted is not None and not wanted.ran and not lost:

@@ -140,7 +140,7 @@ class Recover:
         self._cloud = cloud
         self._databases = databases
         self._map = cloud_map
-        self._selection = selection
+        self._selection = selection.lost_at(settings.starting.lost_at)
         self._settings = settings
         self._progress = progress
         self._say = say = progress.say

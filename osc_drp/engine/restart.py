@@ -72,7 +72,7 @@ class Restart:
         """
         self._cloud = cloud
         self._map = cloud_map
-        self._selection = selection
+        self._selection = selection.lost_at(settings.lost_at)
         self._settings = settings
         self._say = say
         self._our_stops = our_stops
@@ -155,14 +155,15 @@ class Restart:
         now = self._clock.monotonic()
         self._seen_at = now
         self.seen = seen
-        self._selected = plan.select(self._map, self._selection, seen)
+        selected = plan.select(self._map, self._selection, seen)
+        self._server_ids = selected.server_ids | selected.unmapped
         for service in seen.services:
             if service.binary == 'nova-compute':
                 if not service.up:
                     self._first_up.pop(service.host, None)
                 else:
                     self._first_up.setdefault(service.host, now)
-        for server_id in self._selected.server_ids:
+        for server_id in self._server_ids:
             self._note_reading(server_id, seen.servers.get(server_id), now)
         return seen
 
@@ -190,7 +191,7 @@ class Restart:
         now = self._clock.monotonic()
         items = []
         for server_id in sorted(
-            self._selected.server_ids, key=lambda s: (seen.name_of(s), s)
+            self._server_ids, key=lambda s: (seen.name_of(s), s)
         ):
             server = rest.servers.get(server_id)
             lost = self._lost(server_id, server)
@@ -339,7 +340,7 @@ class Restart:
             if not up.get((binary, host)):
                 missing.setdefault(f'{binary} on {host}', set()).add(server_id)
 
-        for server_id in self._selected.server_ids:
+        for server_id in self._server_ids:
             server = seen.servers.get(server_id)
             if server is None or not self._wanted(server_id):
                 continue
@@ -365,7 +366,7 @@ class Restart:
             (
                 p
                 for p in facts.pairs(seen)
-                if p.server_id in self._selected.server_ids
+                if p.server_id in self._server_ids
                 and p.volume is not None
                 and p.volume.status == 'error'
                 and any(r.attach_status == 'attached' for r in p.rows)

@@ -164,6 +164,9 @@ class Case:
         )
 
 
+EVERYTHING = plan.Selection()
+
+
 def commands(classic: bool, only_cinder: bool = False) -> Subject:
     """Give the single commands, one after the other, as an operator would.
 
@@ -174,7 +177,7 @@ def commands(classic: bool, only_cinder: bool = False) -> Subject:
     """
 
     def subject(case: Case) -> None:
-        p, chosen = case.process, plan.Selection()
+        p, chosen = case.process, EVERYTHING
         case.told = {k: v for k, v in case.told.items() if k[0] in case.ended}
 
         def step(command: str, job: ty.Any, propose: ty.Any) -> None:
@@ -260,7 +263,11 @@ def commands(classic: bool, only_cinder: bool = False) -> Subject:
     return subject
 
 
-def in_one(classic: bool) -> Subject:
+def in_one(
+    classic: bool,
+    chosen: plan.Selection = EVERYTHING,
+    lost_at: str | None = None,
+) -> Subject:
     """Give `drp recover`."""
 
     def subject(case: Case) -> None:
@@ -272,10 +279,12 @@ def in_one(classic: bool) -> Subject:
                 p.cloud,
                 p.databases,
                 case.map,
-                plan.Selection(),
+                chosen,
                 recover.Settings(
                     classic=classic,
-                    starting=restart.Settings(limits=case.limits),
+                    starting=restart.Settings(
+                        limits=case.limits, lost_at=lost_at
+                    ),
                 ),
                 p,
                 recover.Memory.of(held.runs),

@@ -88,8 +88,61 @@ class TestSelect(unittest.TestCase):
 
     def test_a_server_that_the_map_lacks_is_unknown(self):
         seen = build.seen([build.server('s9', name='new')])
-        with self.assertRaisesRegex(exceptions.DrpError, 'in the map'):
-            self.select(seen, servers='new')
+        for name in 'new', 's9':
+            with self.assertRaisesRegex(
+                exceptions.DrpError, f"no server '{name}' in the map, only in"
+            ):
+                self.select(seen, servers=name)
+        with self.assertRaisesRegex(exceptions.DrpError, "'old' in the map$"):
+            self.select(seen, servers='old')
+        self.assertEqual(frozenset(), self.select(seen).unmapped)
+
+    def grown(self):
+        """Show what the cloud has besides, and all of the map."""
+        names = [(f's{n}', f'v{n}') for n in range(1, 5)]
+        seen = build.agreeing(*names, ('s8', 'v8'), ('s9', 'v3'))
+        servers = {
+            's7': build.server('s7', launched=False),
+            's8': build.server('s8', name='new', host='c8'),
+            's9': build.server('s9', name='web', project_id='red'),
+        }
+        return dataclasses.replace(seen, servers={**seen.servers, **servers})
+
+    def lost(self, **options):
+        options = {k: tuple(v.split()) for k, v in options.items()}
+        selection = plan.Selection(**options).lost_at(build.LATER)
+        return plan.select(self.map, selection, self.grown())
+
+    def test_lost_at_takes_what_the_map_lacks(self):
+        found = self.lost()
+        self.assertEqual({'s8', 's9'}, found.unmapped)
+        whole = self.select(self.grown())
+        self.assertEqual(whole, found._replace(unmapped=frozenset()))
+        for options, unmapped in (
+            ({'servers': 'new'}, {'s8'}),
+            ({'servers': 's9'}, {'s9'}),
+            ({'projects': 'red'}, {'s9'}),
+            ({'hosts': 'c8'}, {'s8'}),
+            ({'volumes': 'v8'}, {'s8'}),
+        ):
+            with self.subTest(options):
+                found = self.lost(**options)
+                self.assertEqual((frozenset(), (), unmapped), found)
+
+    def test_lost_at_narrows_both(self):
+        found = self.lost(volumes='v3')
+        self.assertEqual(({'s2'}, {'s9'}), (found.server_ids, found.unmapped))
+        self.assertEqual(['s2'], [a.server_id for a in found.attachments])
+        with self.assertRaisesRegex(exceptions.DrpError, 'pick nothing'):
+            self.lost(servers='new', projects='red')
+
+    def test_lost_at_guesses_no_name(self):
+        with self.assertRaisesRegex(exceptions.DrpError, 'use its id'):
+            self.lost(servers='web')
+
+    def test_lost_at_is_no_part_of_the_subject(self):
+        named = plan.Selection(('s1',))
+        self.assertEqual(named.subject(), named.lost_at(build.LATER).subject())
 
     def test_several_kinds_narrow(self):
         self.assertEqual('s1 s4', self.servers(hosts='c1'))

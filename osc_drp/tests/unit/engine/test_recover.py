@@ -13,6 +13,7 @@
 """What a recovery tells, on simulated clouds; its interruptions are tested
 in test_interrupted.py."""
 
+import dataclasses
 import unittest
 
 from osc_drp import exceptions
@@ -27,9 +28,9 @@ from osc_drp.tests.unit.engine import build
 
 
 class TestCase(unittest.TestCase):
-    def recover(self, world, cloud_map, classic=True, prepare=None):
+    def recover(self, world, cloud_map, classic=True, prepare=None, **more):
         """Recover in one process; give it and what it told."""
-        subject = recovery.in_one(classic)
+        subject = recovery.in_one(classic, **more)
 
         def run(case):
             if prepare:
@@ -92,6 +93,33 @@ class TestTold(TestCase):
             self.told['attach', web1, volume],
         )
         self.assertEqual('done', self.result(world, 'start', 'app1')[0])
+
+    def test_lost_at_starts_what_was_created_after_the_map(self):
+        for names in (), ('app1',):
+            with self.subTest(names):
+                world, cloud_map = disasters.lost('web1', 'app1')
+                app1 = world.server_id('app1')
+                attachments = tuple(
+                    a for a in cloud_map.attachments if a.server_id != app1
+                )
+                servers = tuple(s for s in cloud_map.servers if s.id != app1)
+                self.recover(
+                    world,
+                    dataclasses.replace(
+                        cloud_map, servers=servers, attachments=attachments
+                    ),
+                    chosen=plan.Selection(servers=names),
+                    lost_at=cloud_map.taken_at,
+                )
+                # started, and with its disks left as they are
+                self.assertEqual(
+                    {('start', app1, ''): ('done', 'started')},
+                    {k: v for k, v in self.told.items() if k[1] == app1},
+                )
+                self.assertEqual(
+                    not names,
+                    ('start', world.server_id('web1'), '') in self.told,
+                )
 
     def test_no_lock_is_left_and_others_stay(self):
         world, cloud_map = disasters.lost('web1', 'app1')

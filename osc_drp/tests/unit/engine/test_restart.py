@@ -17,6 +17,7 @@ import unittest
 from unittest import mock
 
 from osc_drp import exceptions
+from osc_drp import report
 from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import plan
@@ -344,6 +345,49 @@ class TestHistory(TestCase):
             Do.START, self.one({'s1': ['req-s1-0']}, lost_at=lost_at).do
         )
         self.assertIs(Do.LEAVE, self.one(lost_at=lost_at).do)
+
+    def grown(self):
+        """Let three servers have been created after the map."""
+        new = {
+            s: build.server(s) for s in ('new-lost', 'new-off', 'new-never')
+        }
+        self.cloud.set(servers={**self.cloud.seen.servers, **new})
+        for server_id, user in ('s1', None), ('new-lost', None):
+            self.cloud.log(server_id, 'stop', user=user)
+        self.cloud.log('new-off', 'stop')
+
+    def test_lost_at_starts_what_was_created_after_the_map(self):
+        self.grown()
+        lost_at = '2026-11-22T03:30:00Z'
+        self.assertEqual('s1', self.one().server_id)
+        items = self.propose(lost_at=lost_at)
+        self.assertEqual(
+            {
+                's1': Do.START,
+                'new-lost': Do.START,
+                'new-off': Do.LEAVE,
+                'new-never': Do.LEAVE,
+            },
+            {i.server_id: i.do for i in items},
+        )
+        self.assertIn(
+            'the map does not have it',
+            next(i.reason for i in items if i.server_id == 'new-off'),
+        )
+        self.assertEqual(0, report.exit_code(items, (), dry_run=False))
+        outcomes = self.last.carry_out(items, self.journal)
+        self.assertEqual(
+            {('s1', apply.DONE), ('new-lost', apply.DONE)},
+            {(o.server_id, o.status) for o in outcomes},
+        )
+
+    def test_lost_at_names_what_was_created_after_the_map(self):
+        self.grown()
+        chosen = plan.Selection(servers=('name-new-lost',))
+        with self.assertRaisesRegex(exceptions.DrpError, 'only in the cloud'):
+            self.one(selection=chosen)
+        item = self.one(selection=chosen, lost_at=build.TAKEN_AT)
+        self.assertEqual(('new-lost', Do.START), (item.server_id, item.do))
 
     def test_the_log_is_read_only_of_servers_that_are_off_and_wanted(self):
         self.off_in_map()
