@@ -30,6 +30,7 @@ from osc_drp.engine import journal
 from osc_drp.engine import ports
 from osc_drp.engine import rules
 from osc_drp.i18n import _
+from osc_drp import text
 
 #: The server's property by which its owner agrees.
 CONSENT = 'drp_drill'
@@ -246,6 +247,12 @@ def _time(said: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(said)
 
 
+def _shown(path: str) -> str:
+    """Make a guest's path fit for a table: its bytes may be anything."""
+    plain = path.encode(errors='surrogateescape').decode(errors='replace')
+    return text.one_line(plain, 1000)
+
+
 def _rows(
     server: facts.Server,
     before: ty.Any,
@@ -272,8 +279,10 @@ def _rows(
         rows.append(
             (
                 _('disk %s') % serial,
-                where or _('not mounted'),
-                _('missing') if now is None else now or _('not mounted'),
+                _shown(where) or _('not mounted'),
+                _('missing')
+                if now is None
+                else _shown(now) or _('not mounted'),
                 verdict(now == where),
             )
         )
@@ -286,8 +295,8 @@ def _rows(
         )
     )
     for path in losses.gone:
-        rows.append((path, _('there'), _('gone'), 'lost'))
+        rows.append((_shown(path), _('there'), _('gone'), 'lost'))
     for path in losses.changed:
-        rows.append((path, _('there'), _('other content'), 'lost'))
+        rows.append((_shown(path), _('there'), _('other content'), 'lost'))
     rows.append((_('minutes until it answered'), '', f'{minutes:.1f}', 'ok'))
     return rows

@@ -211,11 +211,13 @@ class Guests:
         script: str = '',
         values: collections.abc.Mapping[str, str] | None = None,
         limit: float | None = None,
+        exact: bool = False,
     ) -> dict[str, list[str]]:
         """Run a script that only reads, on this server and no other.
 
         :param values: variables for the script, whatever is in them
         :param limit: seconds for all of it
+        :param exact: keep bytes that are no UTF-8 (ssh.Answer.sections)
         :returns: what it said, by its sections
         :raises SshError: it cannot be reached, or it is another machine
         """
@@ -223,9 +225,8 @@ class Guests:
         answer = self._shell.run(
             target, script + IDENTITY, limit or self._limit, values
         )
-        sections = answer.sections()
-        self._check(server, target, sections)
-        return sections
+        self._check(server, target, answer.sections())
+        return answer.sections(exact)
 
     def _check(
         self,

@@ -15,7 +15,8 @@
 Files, not disks: a file system in use changes all the time. Of each file the
 length and the checksum count; afterwards what was there must still be the
 beginning of it. So a log that went on is kept, and a file that was rewritten
-in place is not: it is listed, for a person to judge.
+in place is not: it is listed, for a person to judge. A name is bytes: what is
+no UTF-8 in it stays in the strings here (surrogateescape), and in their JSON.
 """
 
 import collections.abc
@@ -52,9 +53,9 @@ newline='
 '
 # what the guest knows to be written, is written
 sync
-while read -r path; do
+while IFS= read -r path; do
     find "$path" -xdev -type f -size "-$2" ! -path "*$newline*" 2> /dev/null
-done | head -n "$1" | while read -r file; do
+done | head -n "$1" | while IFS= read -r file; do
     size=$(wc -c "$file" 2> /dev/null)
     size=${size%% *}
     sum=$(head -c "$size" "$file" 2> /dev/null | sha256sum)
@@ -71,7 +72,10 @@ COMPARE = (
     + """
 section files
 compare=$(cat << 'END'
-while read -r size file; do
+# not 'read -r size file', which takes the blanks off the name's end
+while IFS= read -r line; do
+    size=${line%% *}
+    file=${line#* }
     if [ ! -f "$file" ]; then
         printf 'gone - %s\\n' "$file"
         continue
@@ -217,13 +221,15 @@ class Sampler:
         return now, Losses(kept, tuple(gone), tuple(changed))
 
     def _places(self) -> dict[str, str]:
-        sections = self._way.look(self._server, parse.SCRIPT)
+        sections = self._way.look(self._server, parse.SCRIPT, exact=True)
         return disks(parse.machine(sections), self._volume_ids)
 
     def _files(
         self, script: str, values: dict[str, str]
     ) -> dict[str, tuple[str, str]]:
-        sections = self._way.look(self._server, script, values, LIMIT)
+        sections = self._way.look(
+            self._server, script, values, LIMIT, exact=True
+        )
         found = {}
         for line in sections.get('files', []):
             size, _space, rest = line.partition(' ')

@@ -72,17 +72,26 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What a script said."""
+    """What a script said.
+
+    Bytes that are no UTF-8 are kept in it (surrogateescape, PEP 383): names
+    of files are bytes.
+    """
 
     code: int
     out: str
     err: str
 
-    def sections(self) -> dict[str, list[str]]:
-        """Give the lines of each section, without empty ones."""
+    def sections(self, exact: bool = False) -> dict[str, list[str]]:
+        """Give the lines of each section, without empty ones.
+
+        :param exact: with the bytes that are no UTF-8, which no terminal
+            can show; else each of them is replaced
+        """
         found: dict[str, list[str]] = {}
         lines: list[str] = []
-        for line in self.out.splitlines():
+        # not splitlines(): a name may have a \r or a U+0085 in it
+        for line in (self.out if exact else shown(self.out)).split('\n'):
             if line.startswith(MARK):
                 lines = found.setdefault(line.removeprefix(MARK), [])
             elif line.strip():
@@ -91,7 +100,7 @@ class Answer:
 
     def words(self) -> str:
         """Give the last thing it said about a failure."""
-        lines = (self.err or self.out).strip().splitlines()
+        lines = shown(self.err or self.out).strip().splitlines()
         return (
             text.one_line(lines[-1])
             if lines
@@ -103,6 +112,11 @@ class Answer:
 MARK = '@osc-drp '
 #: ``section NAME`` prints it; what came before may not end its last line.
 _SECTION = f"section() {{ printf '\\n{MARK}%s\\n' \"$1\"; }}\n"
+
+
+def shown(said: str) -> str:
+    """Replace the bytes that are no UTF-8, for whoever prints it."""
+    return said.encode(errors='surrogateescape').decode(errors='replace')
 
 
 def valid(host: str) -> bool:
@@ -172,7 +186,7 @@ class Ssh:
             line.lower().replace(name.lower(), '%h')
             if line.startswith('hostname ')
             else line
-            for line in answer.out.splitlines()
+            for line in shown(answer.out).splitlines()
             if not line.startswith('host ')
         ]
 
@@ -204,7 +218,7 @@ class Ssh:
         )
         answer = self._call(
             [*self._options(), '--', target.host, 'exec sh -s'],
-            wrapped.encode(),
+            wrapped.encode(errors='surrogateescape'),
             limit,
             target.host,
         )
@@ -271,7 +285,7 @@ class Ssh:
             )
         return Answer(
             process.returncode,
-            out.decode(errors='replace'),
+            out.decode(errors='surrogateescape'),
             err.decode(errors='replace'),
         )
 
