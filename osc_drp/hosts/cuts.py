@@ -137,12 +137,15 @@ class Guest:
             script,
             values={'uuid': self._server.id},
         )
-        *lines, code = answer.sections().get(name) or ['code 127']
+        *lines, last = answer.sections().get(name) or ['code 127']
         said = ' '.join(lines)
-        if code.strip() != 'code 0':
+        code = guests.code_of(last, said)
+        if code:
+            why = guests.sudo_refused(said)
+            if code == guests.NOT_FOUND:
+                why = why or _('it has no virsh')
             raise exceptions.SshError(
-                f'{self._server.host}: virsh: '
-                + (guests.sudo_refused(said) or text.one_line(said))
+                f'{self._server.host}: virsh: {why or text.one_line(said)}'
             )
         return said
 

@@ -21,6 +21,7 @@ id), cloud-init's instance id, or the serial of a disk that it has.
 
 import collections.abc
 import ipaddress
+import re
 import threading
 import uuid
 
@@ -75,6 +76,14 @@ section sent
 """
 _OTHER_BOOT = 75
 
+#: The code of a shell that does not find a program.
+NOT_FOUND = 127
+#: What sudo says of a program that is missing; it ends with 1 then (sudo
+#: 1.9.13). A shell that finds no sudo says 'sudo: not found' (dash, busybox)
+#: or 'sudo: command not found' (bash), with nothing in between.
+_SUDO_FINDS_NONE = re.compile(r'sudo: [^:\s]+: command not found')
+_NO_SUDO = re.compile(r'sudo: (command )?not found')
+
 
 def address_of(
     addresses: collections.abc.Sequence[facts.Address],
@@ -116,9 +125,21 @@ def sudo_refused(words: str) -> str:
         return _('its sudo asks for a password, and nobody is there to answer')
     if 'not in the sudoers' in lower or 'not allowed to' in lower:
         return _('its sudo does not allow it')
-    if 'sudo' in lower and 'not found' in lower:
+    if _NO_SUDO.search(lower):
         return _('not root there, and it has no sudo')
     return ''
+
+
+def code_of(told: str, words: str) -> int:
+    """Give a program's own exit code, whether sudo ran it or not.
+
+    :param told: 'code <number>', as our scripts end a section
+    :param words: what was said before
+    :returns: NOT_FOUND if the program is missing, or told nothing
+    """
+    number = told.strip().removeprefix('code ')
+    code = int(number) if number.isdecimal() else NOT_FOUND
+    return NOT_FOUND if code and _SUDO_FINDS_NONE.search(words) else code
 
 
 def names_itself(

@@ -129,8 +129,7 @@ def same_portal(wanted: str, portal: str) -> bool:
 def _said(sections: parse.Sections, name: str) -> tuple[int, list[str]]:
     """Give iscsiadm's exit code and words."""
     *lines, last = sections.get(name) or ['code 127']
-    code = last.removeprefix('code ').strip()
-    return (int(code) if code.isdecimal() else 127), lines
+    return guests.code_of(last, '\n'.join(lines)), lines
 
 
 def sessions(
@@ -141,11 +140,10 @@ def sessions(
     words = ' '.join(lines)
     if code in (0, _NONE):
         return parse.sessions(lines), ''
-    if code == 127 and 'sudo' not in words:
+    refused = guests.sudo_refused(words)
+    if code == guests.NOT_FOUND and not refused:
         return (), ''  # no iscsiadm: no iSCSI
-    return (), _('iSCSI sessions: %s') % (
-        guests.sudo_refused(words) or text.one_line(words)
-    )
+    return (), _('iSCSI sessions: %s') % (refused or text.one_line(words))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -334,9 +332,10 @@ class Host:
         if code == 0:
             return lines
         words = ' '.join(lines)
-        why = guests.sudo_refused(words) or text.one_line(words)
-        if code == 127:
+        why = guests.sudo_refused(words)
+        if code == guests.NOT_FOUND:
             why = why or _('it has no iscsiadm')
+        why = why or text.one_line(words)
         raise exceptions.SshError(f'{self._target.host}: iscsiadm: {why}')
 
 

@@ -226,10 +226,10 @@ def filter_rules(sections: parse.Sections) -> tuple[int | None, str]:
     read = False
     why = ''
     for name in ('iptables', 'nftables', 'flows'):
-        *lines, code = sections.get(name) or ['code 127']
-        if code.strip() != 'code 0':
-            refused = guests.sudo_refused(' '.join(lines))
-            why = why or refused
+        *lines, last = sections.get(name) or ['code 127']
+        words = ' '.join(lines)
+        if guests.code_of(last, words):
+            why = why or guests.sudo_refused(words)
             continue
         read = True
         if name == 'flows':

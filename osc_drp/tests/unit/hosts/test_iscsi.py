@@ -19,6 +19,7 @@ from osc_drp import exceptions
 from osc_drp.engine import facts
 from osc_drp.hosts import iscsi
 from osc_drp.hosts import parse
+from osc_drp.hosts import ssh
 from osc_drp.tests.unit.engine import build
 from osc_drp.tests.unit.hosts import captured
 
@@ -135,6 +136,41 @@ class TestProve(unittest.TestCase):
                 self.server = build.server('s1', **changes)
                 self.refused('its disk would be cut off under it')
                 self.prove(running=True)
+
+
+class TestSessions(unittest.TestCase):
+    """No iscsiadm is no iSCSI; no sudo is not known."""
+
+    def test_not_found(self):
+        for words, code, why in (
+            ('sh: 12: iscsiadm: not found', 127, ''),
+            # sudo 1.9.13
+            ('sudo: iscsiadm: command not found', 1, ''),
+            ('sh: 12: sudo: not found', 127, 'it has no sudo'),
+            ('sh: line 3: sudo: command not found', 127, 'has no sudo'),
+            ('sudo: a password is required', 1, 'asks for a password'),
+            ('iscsiadm: no records', 6, 'no records'),
+        ):
+            with self.subTest(words):
+                found, told = iscsi.sessions(
+                    {'sessions': [words, f'code {code}']}
+                )
+                self.assertEqual((), found)
+                self.assertEqual(bool(why), bool(told), told)
+                self.assertIn(why, told)
+
+    def test_asked_for_more(self):
+        class Shell:
+            def run(self, *args):
+                return ssh.Answer(
+                    0,
+                    f'{ssh.MARK}login\nsudo: iscsiadm: command not found\n'
+                    'code 1\n',
+                    '',
+                )
+
+        with self.assertRaisesRegex(exceptions.SshError, 'has no iscsiadm'):
+            iscsi.Host(Shell(), 'compute1').login('10.0.0.5', 'iqn.x')
 
 
 class TestOptions(unittest.TestCase):
