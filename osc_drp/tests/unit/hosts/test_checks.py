@@ -13,6 +13,7 @@
 """The rules for guests and hosts, each with what it finds and what not."""
 
 import dataclasses
+import subprocess
 import unittest
 
 from osc_drp.hosts import checks
@@ -324,6 +325,7 @@ class TestFilterRules(unittest.TestCase):
             (accept, [*nft, '}', 'code 0'], ['0', 'code 0'], 0),
             (accept, [*nft[:3], 'masquerade', '}', '}', 'code 0'], none, 1),
             (accept, none, ['7', 'code 0'], 7),
+            (none, ['table ip a {', '\tset s {', *nft, 'code 0'], none, 0),
             (none, none, none, None),
             (asks, asks, ['0', 'code 0'], None),
         ):
@@ -337,3 +339,66 @@ class TestFilterRules(unittest.TestCase):
                 )
                 self.assertEqual(wanted, found)
                 self.assertEqual(iptables is asks, 'password' in why)
+                self.assertEqual(found is None, bool(why))
+
+    def test_only_rules_in_chains(self):
+        nft = (
+            'table inet a {',
+            '\tset s {',
+            '\t\ttype ipv4_addr',
+            '\t\telements = { 10.0.0.1,',
+            '\t\t\t     10.0.0.2 }',
+            '\t}',
+            '\tchain x {',
+            '\t\ttype filter hook input priority filter; policy accept;',
+            '\t}',
+            '}',
+        )
+        for more, wanted in (((), 0), (('\t\tct state new drop',), 1)):
+            found, _why = survey.filter_rules(
+                {'nftables': [*nft[:8], *more, *nft[8:], 'code 0']}
+            )
+            self.assertEqual(wanted, found)
+
+    def test_unread_is_not_empty(self):
+        none = ['bash: x: command not found', 'code 127']
+        denied = ['Fatal: cannot open lock: Permission denied', 'code 4']
+        bridge = ['ovs-ofctl: br-int is not a bridge', 'code 1']
+        missing = ['sudo: nft: command not found', 'code 1']
+        empty = ['-P INPUT ACCEPT', 'code 0']
+        for iptables, nftables, flows, words in (
+            (denied, none, none, 'iptables: Fatal: cannot open lock'),
+            (denied, ['code 0'], none, 'Permission denied'),
+            (empty, missing, bridge, 'flows: ovs-ofctl: br-int is not'),
+            (none, missing, none, 'neither iptables, nft nor'),
+            (empty, missing, none, ''),
+        ):
+            with self.subTest((iptables, nftables, flows)):
+                found, why = survey.filter_rules(
+                    {
+                        'iptables': iptables,
+                        'nftables': nftables,
+                        'flows': flows,
+                    }
+                )
+                self.assertIn(words, why)
+                self.assertEqual(None if words else 0, found)
+
+    def test_flows_keep_the_code_of_their_program(self):
+        for program, wanted in (
+            ('echo "a ct(x)"; echo b; echo "ct(y)"', ['2', 'code 0']),
+            ('echo no bridge >&2; exit 1', ['no bridge', 'code 1']),
+        ):
+            with self.subTest(program):
+                script = survey.FILTER.replace(
+                    'as_root ovs-ofctl dump-flows br-int', f'{{ {program}; }}'
+                )
+                done = subprocess.run(
+                    ['sh'],
+                    input='section() { :; }\n'
+                    + script[script.index('section flows') :],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                self.assertEqual(wanted, done.stdout.split('\n')[:-1])
