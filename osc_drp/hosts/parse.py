@@ -132,7 +132,22 @@ class Machine:
         else:
             path = spec
         name = self.links.get(path, path.removeprefix('/dev/'))
-        return self.devices.get(name)
+        return self.devices.get(name) or self._logical(path)
+
+    def _logical(self, path: str) -> Device | None:
+        """Find a logical volume by /dev/<group>/<volume>.
+
+        device-mapper doubles each '-' within the two names, and joins them
+        by one (lvm(8), VALID NAMES).
+        """
+        names = path.removeprefix('/dev/').replace('-', '--').split('/')
+        if not path.startswith('/dev/') or len(names) != 2:
+            return None
+        wanted = '-'.join(names)
+        for device in self.devices.values():
+            if device.lvm and device.dm_name == wanted:
+                return device
+        return None
 
     def disks(self, device: Device | None) -> frozenset[Device]:
         """Find the disks that something lies on, through LVM and the like."""

@@ -260,6 +260,16 @@ class TestHosts(unittest.TestCase):
             }
             self.assertEqual(wanted, set(self.find(said=said)))
 
+    def test_san_in_fstab_by_its_group(self):
+        said = {
+            'devices': captured.DEVICES
+            + f'sdb\t{SAN}/sdb\t\t\t\n'
+            + 'dm-0\t/sys/devices/virtual/block/dm-0\t\tsan-a--b\tLVM-x\n',
+            'slaves': 'dm-0 sdb\n',
+            'fstab': GOOD + '/dev/san/a-b /srv/san xfs defaults 0 2\n',
+        }
+        self.assertIn('/dev/san/a-b', self.find(said=said)['SAN in fstab'][0])
+
     def test_left_session(self):
         evidence, fix = self.find(volumes=())['left session']
         self.assertIn(f'session 15 to {self.session.target}', evidence)

@@ -97,6 +97,26 @@ class TestMachine(unittest.TestCase):
         # a circle ends
         self.assertEqual(set(), machine.disks(machine.device('/dev/dm-1')))
 
+    def test_logical_volume_by_its_group(self):
+        virtual = '/sys/devices/virtual/block'
+        machine = parse.machine(
+            captured.guest(
+                devices=captured.DEVICES
+                + f'dm-0\t{virtual}/dm-0\t\tmy--vg-a--lv\tLVM-abc\n'
+                + f'dm-1\t{virtual}/dm-1\t\tmapper-x\tCRYPT-x\n',
+                slaves='dm-0 vdb\n',
+            )
+        )
+        for spec, wanted in (
+            ('/dev/my-vg/a-lv', 'dm-0'),
+            ('/dev/my/vg-a-lv', None),
+            ('/dev/mapper/x', None),
+            ('my-vg/a-lv', None),
+        ):
+            with self.subTest(spec):
+                device = machine.device(spec)
+                self.assertEqual(wanted, device and device.name)
+
     def test_iscsi_disk(self):
         path = (
             '/sys/devices/platform/host3/session15/target3:0:0/3:0:0:1/block/'
