@@ -227,14 +227,32 @@ def _home(guest: Guest) -> Found:
             )
 
 
+def _meant_writable(machine: parse.Machine) -> set[str]:
+    """Give the mount points that are to be writable.
+
+    Those of fstab without 'ro', and '/', which some machines leave to the
+    kernel's command line. An image-based system (Fedora CoreOS, Flatcar) has
+    more that is read-only on purpose and may not name any of it.
+    """
+    named = {e.where for e in machine.fstab}
+    meant = named - {e.where for e in machine.fstab if 'ro' in e.options}
+    image = any(
+        m.where in ('/sysroot', '/usr') and 'ro' in m.options
+        for m in machine.mounts
+    )
+    if '/' not in named and not image:
+        meant.add('/')
+    return meant
+
+
 def _read_only(guest: Guest) -> Found:
     machine = guest.machine
-    meant = {e.where for e in machine.fstab if 'ro' in e.options}
+    meant = _meant_writable(machine)
     for mount in machine.mounts:
         if (
             mount.fstype in _WRITABLE
             and 'ro' in mount.options
-            and mount.where not in meant
+            and mount.where in meant
         ):
             yield (
                 _('%(where)s (%(source)s) is mounted read-only')

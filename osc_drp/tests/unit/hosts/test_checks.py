@@ -153,8 +153,25 @@ class TestGuests(unittest.TestCase):
         self.assertIn('/srv/db (/dev/vdb) is', found['read-only'][0])
         meant = GOOD.replace('remount-ro,nofail', 'remount-ro,nofail,ro')
         self.assertEqual({'': ['']}, self.find(mounts=mounts, fstab=meant))
-        mounts = WELL + '/dev/sr0 /media iso9660 ro 0 0\n'
-        self.assertEqual({'': ['']}, self.find(mounts=mounts))
+        for more in ('sr0 /media iso9660', 'vdb /srv/copy ext4'):
+            mounts = WELL + f'/dev/{more} ro 0 0\n'
+            self.assertEqual({'': ['']}, self.find(mounts=mounts))
+
+    def test_read_only_root(self):
+        root = '/dev/vda4 / xfs ro 0 0\n'
+        self.assertIn(
+            '/ (/dev/vda4) is',
+            self.find(fstab='', mounts=root)['read-only'][0],
+        )
+        # Fedora CoreOS: an empty fstab, and all this as it should be
+        for image in (
+            '/dev/vda4 /sysroot xfs ro 0 0\n/dev/vda3 /boot ext4 ro 0 0\n',
+            '/dev/vda4 /usr xfs ro 0 0\n',
+        ):
+            found = self.find(fstab='', mounts=root + image)
+            self.assertEqual({'': ['']}, found)
+        found = self.find(fstab=GOOD, mounts=root + image)
+        self.assertEqual({'read-only'}, set(found))
 
     def test_missing_disk(self):
         gone = 'ffffffff-0000-4000-8000-000000000000'
