@@ -105,6 +105,8 @@ def judge(rules: collections.abc.Iterable[Rule], of: ty.Any) -> list[Finding]:
 
 _EXT = frozenset({'ext2', 'ext3', 'ext4'})
 _ERRORS = frozenset({'continue', 'remount-ro', 'panic'})
+#: Those that end all writes.
+_STOPS = frozenset({'remount-ro', 'panic'})
 _BY_NAME = re.compile(r'/dev/(vd|sd|xvd|hd|nvme|mmcblk|dm-)[a-z0-9]+')
 #: Without these nothing boots, whatever nofail says.
 _NEEDED = frozenset({'/', '/usr', '/boot', '/boot/efi'})
@@ -117,13 +119,40 @@ def _real(machine: parse.Machine) -> list[parse.FstabEntry]:
     return [
         e
         for e in machine.fstab
-        if e.spec.startswith(('/dev/', 'UUID=', 'LABEL=', 'PART'))
+        if e.spec.startswith(('/dev/', 'UUID=', 'LABEL=', 'PART', 'ID='))
     ]
 
 
-def _errors(guest: Guest) -> Found:
-    for entry in _real(guest.machine):
-        if entry.fstype not in _EXT:
+def _effective(
+    machine: parse.Machine, mount: parse.Mount | None, spec: str
+) -> str:
+    """Tell what a mounted ext file system does after an error; '': unknown.
+
+    The kernel says it of ext4 (its driver has ext2 and ext3 too); else only
+    the options do that are not set in the superblock.
+
+    :param spec: what fstab has for it, where it is mounted as /dev/root
+    """
+    if mount is None:
+        return ''
+    device = machine.device(mount.source) or machine.device(spec)
+    told = machine.errors.get(device.name, '') if device else ''
+    for option in mount.options:
+        told = told or option.partition('errors=')[2]
+    return told
+
+
+def _errors(of: Guest | Host) -> Found:
+    machine = of.machine
+    for entry in _real(machine):
+        mount = machine.mount_of(entry.where)
+        if mount is not None and mount.where != entry.where:
+            mount = None
+        # 'auto', or several to try: what it is, is seen where it is mounted
+        kinds = set(entry.fstype.split(','))
+        if mount is not None and (len(kinds) > 1 or 'auto' in kinds):
+            kinds = {mount.fstype}
+        if not kinds <= _EXT:
             continue
         given = [
             o.removeprefix('errors=')
@@ -131,26 +160,22 @@ def _errors(guest: Guest) -> Found:
             if o.startswith('errors=')
         ]
         wrong = [g for g in given if g not in _ERRORS]
-        mount = guest.machine.mount_of(entry.where)
-        effective = mount is not None and mount.where == entry.where
         if wrong:
             yield (
                 _('"%(entry)s": errors=%(value)s is no value: not mounted')
                 % {'entry': entry, 'value': wrong[0]},
                 _('errors=remount-ro, in /etc/fstab'),
             )
-        elif (
-            'remount-ro' in given or 'panic' in given or 'ro' in entry.options
-        ):
+        elif _STOPS & set(given) or 'ro' in entry.options:
             continue
-        elif effective and mount and 'errors=remount-ro' in mount.options:
+        elif not given and _effective(machine, mount, entry.spec) in _STOPS:
             continue
         else:
             yield (
                 _('"%s": writes go on after an I/O error') % entry,
                 _(
-                    'add errors=remount-ro in /etc/fstab (or see that '
-                    '"tune2fs -l" says: Errors behavior: Remount read-only)'
+                    'add errors=remount-ro in /etc/fstab (or "tune2fs -e '
+                    'remount-ro", which counts from its next mount on)'
                 ),
             )
 
@@ -351,6 +376,12 @@ def _san_in_fstab(host: Host) -> Found:
             )
 
 
+def _storage_errors(host: Host) -> Found:
+    # the procedure asks for it where the SAN may be mounted
+    if host.storage:
+        yield from _errors(host)
+
+
 def _left_sessions(host: Host) -> Found:
     for session in host.sessions:
         if session.target in host.targets:
@@ -436,6 +467,7 @@ def _below(machine: parse.Machine, device: parse.Device) -> list[parse.Device]:
 
 
 HOST_RULES = (
+    Rule('errors=', _storage_errors),
     Rule('SAN in fstab', _san_in_fstab),
     Rule('left session', _left_sessions),
     Rule('packet filter', _filter),

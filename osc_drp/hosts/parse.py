@@ -34,6 +34,13 @@ section fstab
 cat /etc/fstab 2>/dev/null
 section mounts
 cat /proc/mounts 2>/dev/null
+section ext4
+for one in /proc/fs/ext4/*/options; do
+    [ -e "$one" ] || continue
+    name=${one%/options}
+    printf '%s\\t%s\\n' "${name##*/}" \\
+        "$(grep '^errors=' "$one" 2>/dev/null)"
+done
 section home
 echo "$HOME"
 section devices
@@ -121,11 +128,15 @@ class Machine:
     links: collections.abc.Mapping[str, str]
     #: Of who is logged in.
     home: str
+    #: By device, what its mounted ext4 does after an error ('remount-ro'),
+    #: though it be set in the superblock: /proc/mounts has only what differs
+    #: from that (Linux fs/ext4/super.c, _ext4_show_options).
+    errors: collections.abc.Mapping[str, str]
 
     def device(self, spec: str) -> Device | None:
         """Find what fstab or /proc/mounts means; None: it is not there."""
         kind, _, value = spec.partition('=')
-        if kind in ('UUID', 'LABEL', 'PARTUUID', 'PARTLABEL'):
+        if kind in ('UUID', 'LABEL', 'PARTUUID', 'PARTLABEL', 'ID'):
             value = value.strip('"').replace('/', r'\x2f')
             value = value.replace(' ', r'\x20')
             path = f'/dev/disk/by-{kind.lower()}/{value}'
@@ -267,6 +278,16 @@ def links(lines: collections.abc.Iterable[str]) -> dict[str, str]:
     return found
 
 
+def ext4_errors(lines: collections.abc.Iterable[str]) -> dict[str, str]:
+    """Read what each mounted ext4 does after an error."""
+    found = {}
+    for line in lines:
+        name, _, option = line.partition('\terrors=')
+        if option:
+            found[name] = option.strip()
+    return found
+
+
 def machine(sections: Sections) -> Machine:
     """Read all that SCRIPT says."""
     return Machine(
@@ -275,6 +296,7 @@ def machine(sections: Sections) -> Machine:
         devices=devices(sections),
         links=links(sections.get('links', [])),
         home=''.join(sections.get('home', [])[:1]).strip(),
+        errors=ext4_errors(sections.get('ext4', [])),
     )
 
 

@@ -43,7 +43,7 @@ machine={machine}
 [ ! -e "$machine/hangs" ] || sleep 60
 echo "$SSH_ORIGINAL_COMMAND" >> "$machine/commands"
 echo $PPID > "$machine/session"
-paths='/proc/sys/|/proc/mounts|/sys/|/etc/|/dev/disk|/var/lib/cloud'
+paths='/proc/sys/|/proc/fs/|/proc/mounts|/sys/|/etc/|/dev/disk|/var/lib/cloud'
 sed -E -e "s#(^|[^a-z])($paths)#\1$machine\2#g" \
     -e "s#^PATH=#PATH=$machine/bin:#" | sh -c "$SSH_ORIGINAL_COMMAND"
 """

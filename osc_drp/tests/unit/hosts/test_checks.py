@@ -87,6 +87,45 @@ class TestGuests(unittest.TestCase):
         found = self.fstab(line.format(''), mounts=mounts)
         self.assertEqual({'': ['']}, found)
 
+    def test_errors_in_the_superblock(self):
+        mounts = WELL + '/dev/vdc /mnt ext4 rw,relatime 0 0\n'
+        line = 'UUID=x /mnt {} nofail{} 0 2'
+        for kind, option, said, good in (
+            ('ext4', '', 'remount-ro', True),
+            ('ext4', '', 'panic', True),
+            ('ext4', '', 'continue', False),
+            ('auto', '', 'remount-ro', True),
+            ('auto', '', 'continue', False),
+            ('xfs,ext4', '', 'continue', False),
+            # what fstab says counts at the next mount
+            ('ext4', ',errors=continue', 'remount-ro', False),
+        ):
+            with self.subTest((kind, option, said)):
+                found = self.fstab(
+                    line.format(kind, option),
+                    mounts=mounts,
+                    ext4=f'vda1\terrors=continue\nvdc\terrors={said}\n',
+                )
+                self.assertEqual(not good, 'errors=' in found, found)
+        found = self.find(
+            fstab=GOOD.replace('errors=remount-ro 0 1', 'defaults 0 1'),
+            mounts=WELL.replace('/dev/vda1', '/dev/root').replace(
+                'rw,errors=remount-ro', 'rw'
+            ),
+            ext4='vda1\terrors=remount-ro\n',
+        )
+        self.assertEqual({'': ['']}, found)
+        # not mounted, so nobody knows what it is
+        self.assertEqual({'': ['']}, self.fstab(line.format('auto', '')))
+
+    def test_by_id(self):
+        link = 'virtio-' + captured.VOLUME[:20]
+        found = self.fstab(
+            f'ID={link} /srv/db ext4 defaults 0 2',
+            links=f'/dev/disk/by-id/{link}\t/dev/vdb\n' + captured.LINKS,
+        )
+        self.assertEqual({'errors=', 'nofail'}, set(found))
+
     def test_nofail(self):
         self.assertIn('nofail', self.fstab('UUID=x /m xfs defaults 0 2'))
         for line in (
@@ -264,6 +303,12 @@ class TestHosts(unittest.TestCase):
 
     def test_all_good(self):
         self.assertEqual({'': ('', '')}, self.find())
+
+    def test_errors_where_cinder_volume_runs(self):
+        said = {'fstab': GOOD + 'UUID=x /var/lib/cinder ext4 noauto 0 2\n'}
+        self.assertEqual({''}, set(self.find(said=said)))
+        evidence, _fix = self.find(said=said, storage=True)['errors=']
+        self.assertIn('/var/lib/cinder', evidence)
 
     def test_san_in_fstab(self):
         devices = captured.DEVICES + f'sdb\t{SAN}/sdb\t\t\t\n'
