@@ -157,24 +157,6 @@ def actions_since(
     return sorted(found, key=lambda action: action.start_time)
 
 
-def detached_since(dbs: engines.Databases, since: str) -> list[facts.Mapping]:
-    """Read the mappings that were deleted, by whomever, since a time.
-
-    Rows that ``nova-manage db archive_deleted_rows`` moved away are gone.
-
-    :param since: UTC, ISO 8601; by the databases' clock
-    """
-    after = _bdm.c.deleted_at >= _datetime(since)
-    with dbs.connect() as on:
-        return [
-            mapping
-            for name, cell in on.cells.items()
-            for mapping in _read_mappings(
-                cell, name, _bdm.c.deleted != 0, after
-            )
-        ]
-
-
 # Cinder
 
 

@@ -251,14 +251,3 @@ class NoStep:
 
     def advance(self, failed: bool = False) -> None:
         """Do nothing."""
-
-
-class NoProgress:
-    """Shows nothing."""
-
-    def say(self, message: str) -> None:
-        """Do nothing."""
-
-    def step(self, name: str, total: int) -> Step:
-        """Count for nobody."""
-        return NoStep()

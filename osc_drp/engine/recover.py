@@ -52,7 +52,6 @@ REPAIR, RESET, START, ATTACH = 'repair', 'reset', 'start', 'attach'
 GUEST = 'guest'
 
 _RESETS = frozenset({plan.Do.RESET, plan.Do.FINISH})
-_STARTS = frozenset({plan.Do.START, plan.Do.STOP})
 _ATTACHES = frozenset({plan.Do.ATTACH, plan.Do.WAIT})
 
 Key: ty.TypeAlias = tuple[str, str]

@@ -173,7 +173,7 @@ class Repair:
         acting = [i for i in items if i.do in plan.ACTING]
         work = functools.partial(self._heal, run)
         outcomes = units.by_volume(acting, work, self._say, step)
-        outcomes = self._verified(acting, outcomes, run)
+        outcomes = self._verified(outcomes, run)
         self._say_exports(acting, outcomes)
         return outcomes
 
@@ -222,10 +222,7 @@ class Repair:
             raise exceptions.Changed(_("cinder's rows changed meanwhile"))
 
     def _verified(
-        self,
-        acting: list[plan.Item],
-        outcomes: list[apply.Outcome],
-        run: journal.Run,
+        self, outcomes: list[apply.Outcome], run: journal.Run
     ) -> list[apply.Outcome]:
         """Judge what was healed once more."""
         if not outcomes:

@@ -18,7 +18,6 @@ import unittest
 from unittest import mock
 
 from osc_drp import progress
-from osc_drp.engine import ports
 from osc_drp.tests.unit.engine import fakes
 
 
@@ -160,12 +159,3 @@ class TestBars(unittest.TestCase):
             ],
             self.show().splitlines(),
         )
-
-
-class TestPort(unittest.TestCase):
-    """What the engine gets if nobody looks."""
-
-    def test_null(self):
-        nobody = ports.NoProgress()
-        nobody.say('x')
-        self.assertIsNone(nobody.step('x', 1).advance(failed=True))

@@ -317,29 +317,6 @@ class Reads:
         self.assertEqual((None, True), (found[0].user_id, found[0].finished))
         self.assertEqual([], read.actions_since(self.cloud.dbs, [], since))
 
-    def test_detached_since(self) -> None:
-        server_id = self.cloud.server()
-        ids = [
-            self.cloud.mapping(
-                server_id,
-                self.cloud.volume(),
-                'a',
-                cell,
-                dropped=True,
-                deleted_at=fixture.now(seconds),
-            )
-            for cell, seconds in (
-                ('cell1', -10),
-                ('cell2', -20),
-                ('cell1', -600),
-            )
-        ]
-        self.cloud.attach(server_id, self.cloud.volume())
-        since = fixture.now(-60).isoformat() + '+00:00'
-        found = read.detached_since(self.cloud.dbs, since)
-        self.assertEqual(ids[:2], [m.id for m in found])
-        self.assertIsNotNone(found[0].deleted_at)
-
     def test_services(self) -> None:
         compute, cinder = self.cloud.compute, self.cloud.cinder_service
         compute('up')
