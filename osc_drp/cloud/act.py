@@ -73,15 +73,12 @@ def attach(
     device: str | None,
     tag: str | None,
     delete_on_termination: bool,
-    multiattach: bool,
 ) -> str | None:
     """Attach a volume and return the device that nova gave it.
 
     libvirt gives the next free name, whatever was asked for (LAB.md, g):
-    compare. The attachment is complete only when both sides say so.
-
-    :param multiattach: 2.60 is then the least that will do; nova's refusal
-        below it is the error.
+    compare. The attachment is complete only when both sides say so. A
+    multiattach volume wants 2.60; nova's refusal below it is the error.
     """
     wanted: dict[str, ty.Any] = {'volumeId': volume_id}
     if device:

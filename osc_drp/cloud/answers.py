@@ -124,14 +124,13 @@ def mapping(server: facts.Server, item: _Json) -> facts.Mapping:
     )
 
 
-def action(item: _Json, finished: bool | None = None) -> facts.Action:
+def action(item: _Json) -> facts.Action:
     return facts.Action(
         server_id=item['instance_uuid'],
         action=item['action'],
         request_id=item['request_id'],
         user_id=item.get('user_id'),
         start_time=item['start_time'][:19] + 'Z',
-        finished=finished,
     )
 
 

@@ -140,7 +140,6 @@ class Client:
             wanted.device,
             wanted.tag,
             wanted.delete_on_termination,
-            wanted.multiattach,
         )
 
 

@@ -328,24 +328,6 @@ def _walk(api: session.Api, path: str, microversion: str) -> list[Json]:
     return list(found.values())
 
 
-def newest_action(api: session.Api, server_id: str) -> facts.Action | None:
-    """Read a server's newest action and whether it came to an end."""
-    path = f'servers/{server_id}/os-instance-actions'
-    try:
-        listed = get(
-            api, COMPUTE, path, ACTIONS, 'instanceActions', {'limit': 1}
-        )
-        if not listed:
-            return None
-        path = f'{path}/{listed[0]["request_id"]}'
-        item = get(api, COMPUTE, path, ACTIONS, 'instanceAction')
-    except exceptions.NotFound:
-        return None
-    events = item.get('events') or []
-    ended = bool(events) and all(e.get('finish_time') for e in events)
-    return answers.action(item, finished=ended)
-
-
 def nova_services(api: session.Api) -> list[Json]:
     """Read nova's services of all cells."""
     found = get(api, COMPUTE, 'os-services', SERVICES, 'services')

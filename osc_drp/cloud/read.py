@@ -42,18 +42,9 @@ from osc_drp.i18n import _
 LOG = logging.getLogger(__name__)
 
 
-def observe(
-    api: session.Api,
-    server_ids: collections.abc.Collection[str] | None = None,
-    actions: bool = False,
-    network: bool = False,
-) -> facts.Observation:
+def observe(api: session.Api, network: bool = False) -> facts.Observation:
     """Read what nova and cinder know of servers and volumes.
 
-    :param server_ids: keep to these servers, their volumes, and whoever
-        shares one of those; the bulk listings are read all the same.
-    :param actions: also fill ``unfinished``: two requests for each server
-        with volumes.
     :param network: also list neutron's agents among the services.
     :raises exceptions.Incomplete: a listing is short.
     :raises exceptions.Away: a service, or a cell's database, does not answer.
@@ -66,8 +57,6 @@ def observe(
     reader.read_volumes()
     reader.check_strangers()
     listing.check_cells(api)
-    if server_ids is not None:
-        reader.keep(frozenset(server_ids))
     reader.read_mappings()
     return facts.Observation(
         source=facts.API,
@@ -78,7 +67,6 @@ def observe(
         rows=tuple(sorted(reader.rows.values(), key=_row_key)),
         services=services_seen,
         migrating=listing.migrating(api),
-        unfinished=reader.read_actions() if actions else (),
         building=frozenset(
             s.id
             for s in reader.servers.values()
@@ -97,9 +85,6 @@ class _Reader:
         self.volumes: dict[str, facts.Volume] = {}
         self.rows: dict[str, facts.Row] = {}
         self.mappings: list[facts.Mapping] = []
-        #: None: all; else the volumes that matter.
-        self.wanted: frozenset[str] | None = None
-        self.selected: frozenset[str] | None = None
 
     def read_servers(self) -> None:
         """List the servers twice: ids first, then all that is known."""
@@ -192,29 +177,6 @@ class _Reader:
             % {'cloud': self.api.cloud, 'id': volume_id}
         )
 
-    def keep(self, selected: frozenset[str]) -> None:
-        """Forget what does not touch the selected servers."""
-        wanted = {
-            r.volume_id for r in self.rows.values() if r.server_id in selected
-        }
-        for server_id in selected & self.servers.keys():
-            wanted |= self.servers[server_id].volumes_attached or frozenset()
-        self.rows = {
-            r.id: r for r in self.rows.values() if r.volume_id in wanted
-        }
-        sharing = {r.server_id for r in self.rows.values()}
-        self.servers = {
-            s.id: s
-            for s in self.servers.values()
-            if s.id in selected
-            or s.id in sharing
-            or (s.volumes_attached or frozenset()) & wanted
-        }
-        self.volumes = {
-            v.id: v for v in self.volumes.values() if v.id in wanted
-        }
-        self.wanted, self.selected = frozenset(wanted), selected
-
     def read_mappings(self) -> None:
         """Ask nova for each server that either side says has volumes."""
         named = {r.server_id for r in self.rows.values()}
@@ -229,16 +191,8 @@ class _Reader:
                 # Deleted while we read.
                 del self.servers[server.id]
                 continue
-            self.mappings += [m for m in found if self._matters(m)]
+            self.mappings += found
         self._add_volumes({m.volume_id for m in self.mappings})
-
-    def _matters(self, mapping: facts.Mapping) -> bool:
-        return (
-            self.wanted is None
-            or self.selected is None
-            or mapping.server_id in self.selected
-            or mapping.volume_id in self.wanted
-        )
 
     def _mappings(self, server: facts.Server) -> list[facts.Mapping] | None:
         try:
@@ -254,14 +208,6 @@ class _Reader:
         except exceptions.NotFound:
             return False
         return True
-
-    def read_actions(self) -> tuple[facts.Action, ...]:
-        """Find actions that never ended, the newest of each server only."""
-        having = sorted({m.server_id for m in self.mappings})
-        newest = listing.each(
-            lambda i: listing.newest_action(self.api, i), having
-        )
-        return tuple(a for a in newest if a and a.finished is False)
 
 
 def server(api: session.Api, server_id: str) -> facts.Server:

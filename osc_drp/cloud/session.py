@@ -129,14 +129,6 @@ class Api:
         return self._endpoint('compute')[1]
 
     @property
-    def volume_max(self) -> tuple[int, int]:
-        """The highest microversion of cinder, as in (3, 71).
-
-        :raises exceptions.ApiError: cinder cannot be reached.
-        """
-        return self._endpoint('block-storage')[1]
-
-    @property
     def user_id(self) -> str | None:
         """Our user's id: tells our own actions from others'.
 

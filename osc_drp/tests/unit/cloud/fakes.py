@@ -261,9 +261,6 @@ class FakeCloud:
 
     def server_os_instance_actions(self, parts, params):
         listed = self.actions.get(parts[0], [])
-        if len(parts) == 3:
-            one = next(a for a in listed if a['request_id'] == parts[2])
-            return {'instanceAction': one}
         listed = [
             {k: v for k, v in a.items() if k != 'events'} for a in listed
         ]

@@ -53,16 +53,14 @@ class TestAct(unittest.TestCase):
         self.sent(f'servers/{SERVER}/action', {'unlock': None}, '2.1')
 
     def test_attach(self):
-        device = act.attach(
-            self.api, SERVER, VOLUME, '/dev/vdb', None, False, False
-        )
+        device = act.attach(self.api, SERVER, VOLUME, '/dev/vdb', None, False)
         self.assertEqual('/dev/vdc', device)
         body = {'volumeAttachment': {'volumeId': VOLUME, 'device': '/dev/vdb'}}
         self.sent(f'servers/{SERVER}/os-volume_attachments', body, '2.100')
 
     def test_attach_with_all(self):
         self.api.compute_max = (2, 96)
-        act.attach(self.api, SERVER, VOLUME, None, 'data', True, True)
+        act.attach(self.api, SERVER, VOLUME, None, 'data', True)
         body = {
             'volumeAttachment': {
                 'volumeId': VOLUME,
@@ -75,7 +73,7 @@ class TestAct(unittest.TestCase):
     def test_attach_without_a_device_in_the_answer(self):
         self.cloud.instead['POST', '.*'] = {}
         self.assertIsNone(
-            act.attach(self.api, SERVER, VOLUME, None, None, False, False)
+            act.attach(self.api, SERVER, VOLUME, None, None, False)
         )
 
     def test_reset_status(self):

@@ -238,44 +238,6 @@ class TestObserve(Case):
             )
         self.assertEqual({uid(0), uid(2)}, read.observe(self.api).migrating)
 
-    def test_unfinished_actions(self):
-        server = self.cloud.add_server(1)
-        self.cloud.attach(server, self.cloud.add_volume(101), 201)
-        self.cloud.actions[server] = [
-            {
-                'action': 'detach_volume',
-                'instance_uuid': server,
-                'request_id': 'req-1',
-                'user_id': 'u',
-                'start_time': '2026-11-20T01:02:03.000000',
-                'events': [{'finish_time': None}],
-            }
-        ]
-        self.assertEqual((), read.observe(self.api).unfinished)
-        (found,) = read.observe(self.api, actions=True).unfinished
-        self.assertEqual('detach_volume', found.action)
-        self.assertIs(False, found.finished)
-        ended = self.cloud.actions[server][0]['events'][0]
-        ended['finish_time'] = '2026-11-20T01:02:09.000000'
-        self.assertEqual((), read.observe(self.api, actions=True).unfinished)
-
-    def test_kept_to_some_servers(self):
-        for n in range(1, 5):
-            self.cloud.add_server(n)
-        shared = self.cloud.add_volume(101, multiattach=True)
-        self.cloud.attach(uid(1), shared, 201)
-        self.cloud.attach(uid(2), shared, 202)
-        self.cloud.attach(uid(2), self.cloud.add_volume(102), 203, '/dev/vdc')
-        self.cloud.attach(uid(3), self.cloud.add_volume(103), 204)
-        seen = read.observe(self.api, [uid(1)])
-        self.assertEqual({uid(1), uid(2)}, set(seen.servers))
-        self.assertEqual({shared}, set(seen.volumes))
-        self.assertEqual(
-            {(uid(1), shared), (uid(2), shared)},
-            {(m.server_id, m.volume_id) for m in seen.mappings},
-        )
-        self.assertEqual({uid(201), uid(202)}, {r.id for r in seen.rows})
-
     def test_old_cloud(self):
         """Train: nothing above its own maxima is asked."""
         self.api.compute_max, self.api.volume_max = (2, 79), (3, 59)

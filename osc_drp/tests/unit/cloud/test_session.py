@@ -107,7 +107,6 @@ class TestConnect(Case):
         self.assertEqual('blue', api.cloud)
         self.assertEqual('me', api.user_id)
         self.assertEqual((2, 104), api.compute_max)
-        self.assertEqual((3, 71), api.volume_max)
 
     def test_timeouts_and_pool(self):
         api = self.connect()
@@ -642,7 +641,7 @@ class TestSecrets(Case):
         server = cloud.add_server(1)
         cloud.attach(server, cloud.add_volume(101), 201)
         api = self.connect()
-        read.observe(api, actions=True)
+        read.observe(api)
         read.server(api, server)
         read.fault(api, server)
         self.assertTrue(read.attachment_exists(api, fakes.uid(201)))
