@@ -87,8 +87,10 @@ class Client:
     def fault(self, server_id: str) -> str:
         return read.fault(self.api, server_id)
 
-    def mappings_of(self, server_id: str) -> tuple[facts.Mapping, ...]:
-        return tuple(read.mappings_of(self.api, server_id))
+    def mappings_of(
+        self, server_id: str, server: facts.Server | None = None
+    ) -> tuple[facts.Mapping, ...]:
+        return tuple(read.mappings_of(self.api, server_id, server))
 
     def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
         return tuple(read.rows_of(self.api, server_id))

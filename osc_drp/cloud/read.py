@@ -301,12 +301,15 @@ def console(api: session.Api, server_id: str) -> list[str]:
     return str(answer.body.get('output') or '').splitlines()[-CONSOLE:]
 
 
-def mappings_of(api: session.Api, server_id: str) -> list[facts.Mapping]:
+def mappings_of(
+    api: session.Api, server_id: str, known: facts.Server | None = None
+) -> list[facts.Mapping]:
     """Read nova's mappings of one server, as they are now.
 
+    :param known: the server, if it was read right before.
     :raises exceptions.NotFound: nova does not know the server.
     """
-    return listing.mappings(api, server(api, server_id))
+    return listing.mappings(api, known or server(api, server_id))
 
 
 def attachment_exists(api: session.Api, attachment_id: str) -> bool:

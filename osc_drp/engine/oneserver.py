@@ -25,15 +25,18 @@ def read(
     seen: facts.Observation,
     server_id: str,
     volume_ids: collections.abc.Iterable[str] = (),
+    server: facts.Server | None = None,
 ) -> facts.Observation:
     """Observe one server, its attachments and their volumes.
 
     What else bears on it (services, migrations) is as in ``seen``.
 
     :param volume_ids: further volumes to read
+    :param server: it, if it was read right before
     :raises NotFound: nova does not know the server
     """
-    mappings = cloud.mappings_of(server_id)
+    server = server or cloud.server(server_id)
+    mappings = cloud.mappings_of(server_id, server)
     rows = cloud.rows_of(server_id)
     volumes = {}
     for volume_id in (
@@ -47,7 +50,7 @@ def read(
             continue
     return dataclasses.replace(
         seen,
-        servers={server_id: cloud.server(server_id)},
+        servers={server_id: server},
         volumes=volumes,
         mappings=mappings,
         rows=rows,

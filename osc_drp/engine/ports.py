@@ -49,8 +49,13 @@ class Cloud(ty.Protocol):
     def fault(self, server_id: str) -> str:
         """Say why a server is in error; '' if nova does not say."""
 
-    def mappings_of(self, server_id: str) -> tuple[facts.Mapping, ...]:
-        """Read nova's record of one server."""
+    def mappings_of(
+        self, server_id: str, server: facts.Server | None = None
+    ) -> tuple[facts.Mapping, ...]:
+        """Read nova's record of one server; NotFound.
+
+        :param server: it, if it was read right before: saves a request
+        """
 
     def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
         """Read cinder's record of one server."""

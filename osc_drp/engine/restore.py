@@ -27,6 +27,7 @@ from osc_drp.engine import oneserver
 from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.engine import rules
+from osc_drp.engine import sidebyside
 from osc_drp.i18n import _
 
 #: Seconds between two looks at a volume that is being attached: soon at
@@ -126,26 +127,48 @@ class Restore:
             and (a.server_id, a.volume_id) not in to_be_reset
             and a.server_id in seen.servers
         }
-        actions = {
-            server_id: self._cloud.actions(server_id)
-            for server_id in sorted(lacking)
-        }
+        actions = self._logs(sorted(lacking))
         resets = dict(self._resets)
         resets.update(dict.fromkeys(to_be_reset, seen.taken_at))
         items = plan.plan_restore(
             self._map, seen, selected, actions, resets, self._shielded
         )
-        return tuple(
-            dataclasses.replace(
-                i,
-                do=plan.Do.LEAVE,
-                reason=_("a user's detach of it was finished by a repair"),
-            )
-            if i.do is plan.Do.ATTACH
-            and (i.server_id, i.volume_id) in self._wished_off
-            else i
-            for i in items
-        )
+        gone = lacking - actions.keys()
+        return tuple(self._unless_off(i, gone) for i in items)
+
+    def _unless_off(
+        self, item: plan.Item, gone: collections.abc.Container[str]
+    ) -> plan.Item:
+        """Leave out what has nobody who wants it any more.
+
+        :param gone: servers that were deleted since the look
+        """
+        if item.server_id in gone:
+            reason = _('the server was deleted since')
+        elif (
+            item.do is plan.Do.ATTACH
+            and (item.server_id, item.volume_id) in self._wished_off
+        ):
+            reason = _("a user's detach of it was finished by a repair")
+        else:
+            return item
+        return dataclasses.replace(item, do=plan.Do.LEAVE, reason=reason)
+
+    def _logs(
+        self, server_ids: list[str]
+    ) -> dict[str, tuple[facts.Action, ...]]:
+        """Read nova's action log of each server that is still there."""
+
+        def one(
+            server_id: str,
+        ) -> tuple[str, tuple[facts.Action, ...]] | None:
+            try:
+                return server_id, self._cloud.actions(server_id)
+            except exceptions.NotFound:
+                return None
+
+        logs = sidebyside.each(one, server_ids, self._limits.parallel)
+        return dict(log for log in logs if log)
 
     def carry_out(
         self,
@@ -271,9 +294,9 @@ class Restore:
         volume/api.py _attachment_reserve; seen in the lab).
         """
         volume_id = wanted.volume_id
-        if not (
-            wanted.multiattach or self.seen.volumes[volume_id].multiattach
-        ):
+        # None: cinder has a row of a volume that it no longer knows
+        volume = self.seen.volumes.get(volume_id)
+        if not (wanted.multiattach or (volume and volume.multiattach)):
             yield
             return
         with self._guard:

@@ -321,7 +321,9 @@ class Cloud:
             self._read('fault', lambda: self._world.faults.get(server_id, '')),
         )
 
-    def mappings_of(self, server_id: str) -> tuple[facts.Mapping, ...]:
+    def mappings_of(
+        self, server_id: str, server: facts.Server | None = None
+    ) -> tuple[facts.Mapping, ...]:
         def work() -> tuple[facts.Mapping, ...]:
             self._world._server(server_id)
             return tuple(

@@ -505,6 +505,15 @@ class TestSmall(Case):
         (found,) = read.mappings_of(self.api, server)
         self.assertEqual(uid(201), found.attachment_id)
 
+    def test_mappings_of_a_server_that_was_just_read(self):
+        server = self.cloud.add_server(1)
+        self.cloud.attach(server, self.cloud.add_volume(101), 201)
+        known = read.server(self.api, server)
+        self.cloud.seen.clear()
+        (found,) = read.mappings_of(self.api, server, known)
+        self.assertEqual(uid(201), found.attachment_id)
+        self.assertEqual(1, len(self.cloud.seen))
+
     def test_actions(self):
         server = self.cloud.add_server(1)
         for number, start in ((1, '01'), (2, '03'), (3, '02')):

@@ -147,7 +147,9 @@ class Cloud:
     def fault(self, server_id):
         return self.faults.get(server_id, '')
 
-    def mappings_of(self, server_id):
+    def mappings_of(self, server_id, server=None):
+        # asks for the server, too, unless it was handed over
+        self.reads['server'] += server is None
         self._effect('mappings_of', server_id)
         if server_id not in self.seen.servers:
             raise exceptions.NotFound(f'no server {server_id}')
@@ -182,12 +184,16 @@ class Cloud:
         return self.seen.volumes[volume_id]
 
     def actions(self, server_id):
-        self.reads['actions'] += 1
-        return tuple(self.logs[server_id])
+        with self._lock:
+            self.reads['actions'] += 1
+            self._effect('actions', server_id)
+            return tuple(self.logs[server_id])
 
     def diagnostics_running(self, server_id):
-        self.reads['diagnostics'] += 1
-        return self.diagnostics.get(server_id, True)
+        with self._lock:
+            self.reads['diagnostics'] += 1
+            self._effect('diagnostics', server_id)
+            return self.diagnostics.get(server_id, True)
 
     def start(self, server_id):
         with self._lock:

@@ -353,6 +353,56 @@ class TestRestore(unittest.TestCase):
         )
         self.assertEqual(1, self.cloud.reads['actions'])
 
+    def test_a_server_deleted_since_the_look_keeps_nobody_up(self):
+        self.map = build.cloud_map(('s1', 'v1'), ('s2', 'v2'))
+        self.cloud.seen = build.seen(
+            [build.running(), build.running('s2')],
+            [build.free('v1'), build.free('v2')],
+        )
+        gone = exceptions.NotFound('404')
+        self.cloud.next('actions', fakes.then_raise(gone))
+        items = self.job(limits=apply.Limits(parallel=1)).propose()
+        self.assertEqual(
+            [
+                (Do.LEAVE, 'the server was deleted since'),
+                (Do.ATTACH, 'neither record has it'),
+            ],
+            [(i.do, i.reason) for i in items],
+        )
+
+    def test_action_logs_are_read_side_by_side(self):
+        self.map = build.cloud_map(('s1', 'v1'), ('s2', 'v2'))
+        self.cloud.seen = build.seen(
+            [build.running(), build.running('s2')],
+            [build.free('v1'), build.free('v2')],
+        )
+        barrier, actions = threading.Barrier(2), self.cloud.actions
+
+        def together(server_id):
+            barrier.wait(10)
+            return actions(server_id)
+
+        with mock.patch.object(self.cloud, 'actions', together):
+            items = self.job().propose()
+        self.assertEqual([Do.ATTACH] * 2, [i.do for i in items])
+
+    def test_a_row_of_a_volume_that_cinder_does_not_know(self):
+        self.map = build.cloud_map(('s1', 'v1'))
+        self.cloud.set(
+            volumes={},
+            rows=(build.row('s1', 'v1', attach_status='reserved'),),
+        )
+        found = self.restore(wait=5.0)
+        self.assertEqual('failed', found['v1'].status)
+        self.assertIn('it is reserved', found['v1'].what)
+
+    def test_one_server_is_read_once(self):
+        self.job().propose()
+        self.cloud.reads.clear()
+        items = self.last.plan_server('s1')
+        self.assertEqual([Do.ATTACH] * 3, [i.do for i in items])
+        self.assertEqual(1, self.cloud.reads['server'])
+
     def test_detached_by_a_user_since(self):
         for _n in range(3):
             self.cloud.log('s1', 'detach_volume')
