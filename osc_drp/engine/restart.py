@@ -15,6 +15,7 @@
 import collections.abc
 import dataclasses
 import functools
+import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
@@ -26,6 +27,7 @@ from osc_drp.engine import oneserver
 from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.engine import readiness
+from osc_drp.engine import sidebyside
 from osc_drp.i18n import _
 
 #: Seconds between two looks at something that is under way.
@@ -36,6 +38,9 @@ POWER_LIMIT = 600.0
 FRESH = 60.0
 
 Reading = tuple[str, str | None, int]
+Log = tuple[facts.Action, ...]
+
+_Told = ty.TypeVar('_Told')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class Restart:
         self._started: set[str] = set()
         self._runs: dict[str, bool | None] = {}
         self._histories: dict[str, plan.PowerHistory] = {}
+        #: Deleted since the last look.
+        self._gone: set[str] = set()
         self._first_up: dict[str, float] = {}
         self._readings: dict[str, tuple[Reading, float]] = {}
         self._not_ready: dict[str, str] = {}
@@ -120,14 +127,37 @@ class Restart:
             self._say(_waits_for(waiting))
             self._clock.sleep(readiness.POLL)
             seen = self._wait_for(self._look)
-        unproven = [i for i in items if i.do is plan.Do.PROVE]
-        for item in unproven:
-            self._runs[item.server_id] = self._cloud.diagnostics_running(
-                item.server_id
-            )
+        unproven = [i.server_id for i in items if i.do is plan.Do.PROVE]
         if unproven:
+            self._prove(unproven)
             items = self._decide(seen)
         return tuple(_give_up(i) for i in items)
+
+    def _prove(self, server_ids: list[str]) -> None:
+        """Ask the hypervisors; one that hangs takes a minute for each."""
+        self._say(_('asking the hypervisors of %d servers') % len(server_ids))
+        self._runs.update(
+            self._of_each(self._cloud.diagnostics_running, server_ids)
+        )
+
+    def _of_each(
+        self,
+        ask: collections.abc.Callable[[str], _Told],
+        server_ids: list[str],
+    ) -> dict[str, _Told]:
+        """Ask about each server; those deleted since the look are noted."""
+
+        def one(server_id: str) -> tuple[str, _Told] | None:
+            try:
+                return server_id, ask(server_id)
+            except exceptions.NotFound:
+                return None
+
+        parallel = self._settings.limits.parallel
+        told = sidebyside.each(one, server_ids, parallel)
+        found = dict(answer for answer in told if answer)
+        self._gone |= {*server_ids} - found.keys()
+        return found
 
     def look_again(self) -> tuple[plan.Item, ...]:
         """Observe and plan once more; waits for nothing."""
@@ -155,6 +185,7 @@ class Restart:
         now = self._clock.monotonic()
         self._seen_at = now
         self.seen = seen
+        self._gone.clear()
         selected = plan.select(self._map, self._selection, seen)
         self._server_ids = selected.server_ids | selected.unmapped
         for service in seen.services:
@@ -189,6 +220,7 @@ class Restart:
         rest = self._cleaner.without(seen)
         pairs = facts.group(facts.pairs(rest), lambda p: p.server_id)
         now = self._clock.monotonic()
+        self._read_histories(rest)
         items = []
         for server_id in sorted(
             self._server_ids, key=lambda s: (seen.name_of(s), s)
@@ -210,14 +242,23 @@ class Restart:
                 self._in_map,
                 lost,
             )
-            item = self._cleaner.decide(item, seen)
-            reason = self._not_ready.get(server_id)
-            if reason and item.do not in (plan.Do.LEAVE, plan.Do.NOTHING):
-                item = dataclasses.replace(
-                    item, do=plan.Do.FLAG, reason=reason
-                )
-            items.append(item)
+            items.append(
+                self._unless_hindered(self._cleaner.decide(item, seen))
+            )
         return tuple(items)
+
+    def _unless_hindered(self, item: plan.Item) -> plan.Item:
+        """Leave out who was deleted since, or lacks a service."""
+        if item.server_id in self._gone:
+            do, reason = plan.Do.LEAVE, _('the server was deleted since')
+        elif item.server_id in self._not_ready and item.do not in (
+            plan.Do.LEAVE,
+            plan.Do.NOTHING,
+        ):
+            do, reason = plan.Do.FLAG, self._not_ready[item.server_id]
+        else:
+            return item
+        return dataclasses.replace(item, do=do, reason=reason)
 
     def _wanted(self, server_id: str) -> bool:
         wanted = self._map.server(server_id)
@@ -225,24 +266,46 @@ class Restart:
             self._settings.lost_at
         )
 
+    def _has_history(
+        self, server_id: str, server: facts.Server | None
+    ) -> bool:
+        """Whether the action log matters: it is off, and may be wanted."""
+        return (
+            server is not None
+            and server.vm_state != 'active'
+            and self._wanted(server_id)
+        )
+
+    def _read_histories(self, seen: facts.Observation) -> None:
+        """Read the action logs that matter; once, then they are cached."""
+        unread = [
+            server_id
+            for server_id in sorted(self._server_ids)
+            if server_id not in self._histories
+            and server_id not in self._gone
+            and self._has_history(server_id, seen.servers.get(server_id))
+        ]
+        for server_id, log in self._of_each(
+            self._cloud.actions, unread
+        ).items():
+            self._keep_history(server_id, log)
+
+    def _keep_history(self, server_id: str, log: Log) -> None:
+        since = plan.history_since(
+            self._map, server_id, self._settings.lost_at
+        )
+        ours = plan.our_stops(
+            log, self._our_stops.get(server_id, ()), self._cloud.user_id
+        )
+        self._histories[server_id] = plan.power_history(log, since, ours)
+
     def _history(
         self, server_id: str, server: facts.Server | None
     ) -> plan.PowerHistory:
-        """Read the action log of a server that is off; once, then cached."""
-        if server is None or server.vm_state == 'active':
-            return plan.PowerHistory()
-        if not self._wanted(server_id):
-            return plan.PowerHistory()
-        if server_id not in self._histories:
-            since = plan.history_since(
-                self._map, server_id, self._settings.lost_at
-            )
-            log = self._cloud.actions(server_id)
-            ours = plan.our_stops(
-                log, self._our_stops.get(server_id, ()), self._cloud.user_id
-            )
-            self._histories[server_id] = plan.power_history(log, since, ours)
-        return self._histories[server_id]
+        nothing = plan.PowerHistory()
+        if not self._has_history(server_id, server):
+            return nothing
+        return self._histories.get(server_id, nothing)
 
     def _ran(self, server_id: str) -> bool:
         wanted = self._map.server(server_id)
@@ -273,6 +336,11 @@ class Restart:
         except exceptions.Away as away:
             # nothing needs it; it is in the way only when it is back
             self._say(_('hold masakari when it is back: %s') % away)
+            segments = []
+        except exceptions.ApiError as error:
+            self._say(
+                _('hold masakari; its segments cannot be listed: %s') % error
+            )
             segments = []
         for segment in segments:
             self._say(
@@ -445,10 +513,10 @@ class Restart:
             done = self._cleaner.clean(item.server_id, self.seen, run)
             if done:
                 return done
-        step = self._again(item, cleaned=cleaned)
+        step, log = self._again(item, cleaned=cleaned)
         if step.do is plan.Do.STOP:
-            self._stop_again(step.server_id, run)
-            step = self._again(item, stopped=True)
+            self._stop_again(step.server_id, run, log)
+            step, log = self._again(item, stopped=True)
         if step.do is plan.Do.NOTHING:
             return apply.DONE, step.reason
         if step.do is plan.Do.LEAVE:
@@ -456,7 +524,7 @@ class Restart:
         if step.do is not plan.Do.START:
             return apply.OPEN, step.reason
         self._started.add(step.server_id)
-        self._send('start', step.server_id, run)
+        self._send('start', step.server_id, run, log)
         try:
             return self._until_on(step.server_id)
         except exceptions.NotFound:
@@ -465,32 +533,40 @@ class Restart:
             # it may well run by now: only that nobody could see it
             return apply.FAILED, _('the start was sent, but: %s') % error
 
-    def _stop_again(self, server_id: str, run: journal.Run) -> None:
-        self._send('stop', server_id, run)
+    def _stop_again(
+        self, server_id: str, run: journal.Run, log: Log | None = None
+    ) -> None:
+        self._send('stop', server_id, run, log)
         self._until_off(server_id)
 
     def _again(
         self, item: plan.Item, stopped: bool = False, cleaned: bool = False
-    ) -> plan.Item:
+    ) -> tuple[plan.Item, Log | None]:
         """Decide again on what is true now, right before acting.
 
         The question may have waited for its answer for an hour: a user may
         have stopped the server since, or revived its guest.
+
+        :return: the step, and the action log if the last thing read was that
         """
         server_id = item.server_id
         # nova's own stop, for instance, may be under way
         server = self._poll(server_id, lambda s: True, 'let go of')
         if server.vm_state == 'active' and item.do is plan.Do.START:
-            return dataclasses.replace(
-                item, do=plan.Do.NOTHING, reason=_('somebody started it')
+            started = _('somebody started it')
+            done = dataclasses.replace(
+                item, do=plan.Do.NOTHING, reason=started
             )
+            return done, None
         if server.power_state == facts.RUNNING:
             self._runs[server_id] = self._cloud.diagnostics_running(server_id)
-        history = plan.PowerHistory()
-        if not stopped:  # else that stop was ours
-            self._histories.pop(server_id, None)
-            history = self._history(server_id, server)
         seen = self._seen_now(server)
+        log, history = None, plan.PowerHistory()
+        if not stopped:  # else that stop was ours
+            if self._has_history(server_id, server):
+                log = self._cloud.actions(server_id)
+                self._keep_history(server_id, log)
+            history = self._history(server_id, server)
         rest = self._cleaner.without(seen)
         step = plan.decide_restart(
             self._map.server(server_id),
@@ -506,19 +582,31 @@ class Restart:
             self._in_map,
             stopped or self._lost(server_id, server),
         )
-        return step if cleaned else self._cleaner.decide(step, seen)
+        if not cleaned:
+            step = self._cleaner.decide(step, seen)
+        return step, log
 
     def _seen_now(self, server: facts.Server) -> facts.Observation:
         """Give what was seen, its records read again if not fresh."""
         seen = self.seen
         if self._clock.monotonic() - self._seen_at > FRESH:
-            seen = oneserver.read(self._cloud, seen, server.id)
+            seen = oneserver.read(self._cloud, seen, server.id, server=server)
         servers = {**seen.servers, server.id: server}
         return dataclasses.replace(seen, servers=servers)
 
-    def _send(self, action: str, server_id: str, run: journal.Run) -> None:
-        """Send one request; whether nova took it is read, never guessed."""
-        log = self._cloud.actions(server_id)
+    def _send(
+        self,
+        action: str,
+        server_id: str,
+        run: journal.Run,
+        log: Log | None = None,
+    ) -> None:
+        """Send one request; whether nova took it is read, never guessed.
+
+        :param log: the action log, if it was read right before
+        """
+        if log is None:
+            log = self._cloud.actions(server_id)
         newest = log[0].request_id if log else None
         run.write('before', action=action, server=server_id, newest=newest)
         send = self._cloud.start if action == 'start' else self._cloud.stop

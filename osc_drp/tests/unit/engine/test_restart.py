@@ -13,6 +13,7 @@
 """Step 3, driven against a cloud in memory."""
 
 import dataclasses
+import threading
 import unittest
 from unittest import mock
 
@@ -28,6 +29,7 @@ from osc_drp.tests.unit.engine import fakes
 Do = plan.Do
 CONFLICT = exceptions.Conflict('409')
 UNANSWERED = exceptions.Unanswered('no answer')
+NOT_FOUND = exceptions.NotFound('404')
 
 
 class TestCase(unittest.TestCase):
@@ -233,6 +235,18 @@ class TestGate(TestCase):
         self.assertIs(Do.START, self.one().do)
         self.assertIn('hold masakari when it is back: instance-ha', *self.said)
 
+    def test_masakari_that_refuses_holds_nobody_up(self):
+        for error in (
+            exceptions.ApiError('instance-ha answers 403'),
+            exceptions.NotFound('instance-ha answers 404'),
+        ):
+            self.cloud.ha_segments = mock.Mock(side_effect=error)
+            self.assertIs(Do.START, self.one().do)
+            self.assertEqual(
+                f'hold masakari; its segments cannot be listed: {error}',
+                self.said[-1],
+            )
+
     def test_names_what_acts_by_itself(self):
         self.cloud.segments = ['blue-segment']
         self.propose()
@@ -286,6 +300,114 @@ class TestGate(TestCase):
         items = self.propose(skip_not_ready=True)
         self.assertEqual([Do.START, Do.FLAG], [i.do for i in items])
         self.assertEqual('nova-compute on compute2 is not up', items[1].reason)
+
+
+class TestDeleted(TestCase):
+    """One that is deleted after the look is no reason to stop for all."""
+
+    def setUp(self):
+        super().setUp()
+        self.map = build.cloud_map(('s1', 'v1'), ('s2', 'v2'))
+        self.cloud.seen = build.agreeing(('s1', 'v1'), ('s2', 'v2'))
+
+    def check_left(self, first, second, **settings):
+        one, two = self.propose(**settings)
+        self.assertEqual(
+            (first, 'the server was deleted since'), (one.do, one.reason)
+        )
+        self.assertIs(second, two.do)
+
+    def test_before_its_log_is_read(self):
+        self.cloud.next('actions', fakes.then_raise(NOT_FOUND))
+        limits = apply.Limits(parallel=1)
+        self.check_left(Do.LEAVE, Do.START, limits=limits)
+        # nor is it asked for again by a plan on the same look
+        asked = self.cloud.reads['actions']
+        self.assertIs(Do.LEAVE, self.last.decide()[0].do)
+        self.assertEqual(asked, self.cloud.reads['actions'])
+
+    def test_one_that_the_map_does_not_have(self):
+        self.map = build.cloud_map(('s1', 'v1'))
+        gone = fakes.then_raise(NOT_FOUND)
+        self.cloud.next('actions', None, gone)
+        limits = apply.Limits(parallel=1)
+        _one, two = self.propose(lost_at=build.TAKEN_AT, limits=limits)
+        self.assertEqual(('s2', Do.LEAVE), (two.server_id, two.do))
+
+    def test_before_its_hypervisor_is_asked(self):
+        for server_id in 's1', 's2':
+            self.cloud.change(
+                server_id, vm_state='active', power_state=facts.RUNNING
+            )
+        self.cloud.next('diagnostics', fakes.then_raise(NOT_FOUND))
+        limits = apply.Limits(parallel=1)
+        self.check_left(Do.LEAVE, Do.NOTHING, settle=0.0, limits=limits)
+
+    def test_the_next_look_decides_anew(self):
+        self.cloud.next('actions', fakes.then_raise(NOT_FOUND))
+        self.propose(limits=apply.Limits(parallel=1))
+        again = [i.do for i in self.last.look_again()]
+        self.assertEqual([Do.START, Do.START], again)
+
+    def test_right_before_its_start(self):
+        items = self.propose()
+        self.cloud.next('actions', fakes.then_raise(NOT_FOUND))
+        first, _second = self.last.carry_out(items, self.journal)
+        self.assertEqual(
+            ('left', 'the server was deleted since'),
+            (first.status, first.what),
+        )
+        self.assertEqual([('start', 's2')], self.cloud.sent)
+
+
+class TestSideBySide(TestCase):
+    """Answers that take long are waited for at the same time."""
+
+    def setUp(self):
+        super().setUp()
+        keys = [(f's{n}', f'v{n}') for n in range(1, 9)]
+        self.map = build.cloud_map(*keys)
+        self.cloud.seen = build.agreeing(*keys)
+        self.most = 0
+
+    def slow(self, name, parallel):
+        """Let a call return as soon as so many are under way."""
+        barrier, plain = threading.Barrier(parallel), getattr(self.cloud, name)
+
+        def together(server_id):
+            self.most = max(self.most, threading.active_count())
+            barrier.wait(10)
+            return plain(server_id)
+
+        setattr(self.cloud, name, together)
+
+    def check(self, do, **settings):
+        before = threading.active_count()
+        limits = apply.Limits(parallel=4)
+        found = {i.do for i in self.propose(limits=limits, **settings)}
+        self.assertEqual({do}, found)
+        self.assertLessEqual(self.most - before, 4)
+
+    def test_hypervisors(self):
+        for n in range(1, 9):
+            self.cloud.change(
+                f's{n}', vm_state='active', power_state=facts.RUNNING
+            )
+        self.slow('diagnostics_running', 4)
+        self.check(Do.NOTHING, settle=0.0)
+        self.assertEqual(
+            ['asking the hypervisors of 8 servers'], self.said[-1:]
+        )
+
+    def test_action_logs(self):
+        self.slow('actions', 4)
+        self.check(Do.START)
+
+    def test_errors_end_it_as_before(self):
+        gone = exceptions.Away('503', 'nova: it said 503')
+        self.cloud.next('actions', fakes.then_raise(gone))
+        with self.assertRaises(exceptions.Away):
+            self.propose()
 
 
 class TestHistory(TestCase):
@@ -431,6 +553,36 @@ class TestCarryOut(TestCase):
 
         self.cloud.next('start', fakes.then_raise(CONFLICT, sent))
         self.assertEqual('failed', self.outcome().status)
+
+    def test_the_log_is_read_once_for_the_plan_and_once_for_the_act(self):
+        """The journal has what the last decision was made of."""
+        items = self.propose()
+        self.cloud.log('s1', 'lock')
+        self.cloud.reads.clear()
+        self.assertEqual('done', self.carry_out(items).status)
+        self.assertEqual(1, self.cloud.reads['actions'])
+        (entry,) = fakes.events(self.journal, 'before')
+        self.assertEqual('req-s1-0', entry['newest'])
+
+    def test_the_log_is_read_last(self):
+        """What a user does while the disks are read again is seen."""
+        items = self.propose()
+        self.clock.sleep(restart.FRESH + 1)
+        self.cloud.next('mappings_of', lambda s: self.cloud.log(s, 'stop'))
+        self.assertEqual('left', self.carry_out(items).status)
+        self.assertEqual([], self.cloud.sent)
+
+    def test_the_server_is_not_read_again_for_its_disks(self):
+        items = self.propose()
+        self.cloud.reads.clear()
+        self.carry_out(items)
+        fresh = self.cloud.reads['server']
+        self.cloud.stopped('s1')
+        items = self.propose()
+        self.clock.sleep(restart.FRESH + 1)
+        self.cloud.reads.clear()
+        self.carry_out(items)
+        self.assertEqual(fresh, self.cloud.reads['server'])
 
     def test_nothing_to_do_is_no_outcome(self):
         self.cloud.log('s1', 'stop')
