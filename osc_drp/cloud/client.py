@@ -92,8 +92,10 @@ class Client:
     ) -> tuple[facts.Mapping, ...]:
         return tuple(read.mappings_of(self.api, server_id, server))
 
-    def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
-        return tuple(read.rows_of(self.api, server_id))
+    def rows_of(
+        self, server_id: str, sought: str | None = None
+    ) -> tuple[facts.Row, ...]:
+        return tuple(read.rows_of(self.api, server_id, sought))
 
     def rows_of_volume(self, volume_id: str) -> tuple[facts.Row, ...]:
         return tuple(read.rows_of_volume(self.api, volume_id))

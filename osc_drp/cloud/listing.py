@@ -70,6 +70,8 @@ UNFINISHED = (
 SOFT_DELETED = {'vm_state': 'soft-delete', 'soft_deleted': 'True'}
 
 Json = dict[str, ty.Any]
+#: Whether an object is what was looked for.
+Enough: ty.TypeAlias = collections.abc.Callable[[Json], bool]
 _In = ty.TypeVar('_In')
 _Out = ty.TypeVar('_Out')
 
@@ -83,6 +85,7 @@ def pages(
     id_key: str = 'id',
     params: collections.abc.Mapping[str, ty.Any] | None = None,
     links: str | None = None,
+    enough: Enough | None = None,
 ) -> list[Json]:
     """Read a listing to its end: until a page brings nothing new.
 
@@ -92,6 +95,8 @@ def pages(
 
     :param links: where this listing has links that can be trusted: then a
         page without them is the last, which saves a request
+    :param enough: read on only until an object is what was looked for; what
+        lacks then is not known to lack
     :raises exceptions.Incomplete: the listing changes faster than it reads.
     """
     version = api.version(service, microversion) if microversion else None
@@ -113,6 +118,8 @@ def pages(
                 return list(found.values())
             found.update((i[id_key], i) for i in new)
             if links and not body.get(links):
+                return list(found.values())
+            if enough and any(map(enough, new)):
                 return list(found.values())
             query['marker'] = page[-1][id_key]
     raise exceptions.Incomplete(
@@ -207,11 +214,15 @@ def volumes(api: session.Api) -> list[Json]:
 
 
 def attachments(
-    api: session.Api, only: collections.abc.Mapping[str, str] = {}
+    api: session.Api,
+    only: collections.abc.Mapping[str, str] = {},
+    enough: Enough | None = None,
 ) -> list[Json]:
     """List rows without their secrets.
 
     Never filtered by status: cinder answers that with nothing at all.
+
+    :param enough: see :func:`pages`
     """
     return pages(
         api,
@@ -224,6 +235,7 @@ def attachments(
             'sort': 'created_at:asc,id:asc',
             **only,
         },
+        enough=enough,
     )
 
 

@@ -227,15 +227,27 @@ def volume(api: session.Api, volume_id: str) -> facts.Volume:
     return answers.volume(api, listing.volume_json(api, volume_id))
 
 
-def rows_of(api: session.Api, server_id: str) -> list[facts.Row]:
+def rows_of(
+    api: session.Api, server_id: str, sought: str | None = None
+) -> list[facts.Row]:
     """Read cinder's live rows of one server, in every state.
 
     Cheap enough to be polled, so without device and host. An unknown server
     has none.
+
+    :param sought: a volume; read on only until a row of it shows, in one
+        request mostly. A whole listing takes a further, empty page: cinder
+        gives attachments no links (see ``listing.pages``).
     """
+
+    def enough(item: listing.Json) -> bool:
+        row = answers.row(item, None)
+        return row.volume_id == sought and row.attach_status != 'detached'
+
+    only = {'instance_id': server_id}
     rows = [
         answers.row(item, None)
-        for item in listing.attachments(api, {'instance_id': server_id})
+        for item in listing.attachments(api, only, enough if sought else None)
     ]
     return [r for r in rows if r.attach_status != 'detached']
 

@@ -57,8 +57,14 @@ class Cloud(ty.Protocol):
         :param server: it, if it was read right before: saves a request
         """
 
-    def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
-        """Read cinder's record of one server."""
+    def rows_of(
+        self, server_id: str, sought: str | None = None
+    ) -> tuple[facts.Row, ...]:
+        """Read cinder's record of one server.
+
+        :param sought: to be polled for a row of this volume: if there is
+            one, other rows may be left out, which saves a request
+        """
 
     def rows_of_volume(self, volume_id: str) -> tuple[facts.Row, ...]:
         """Read cinder's record of one volume."""

@@ -366,7 +366,9 @@ class Restore:
         while True:
             rows = [
                 r
-                for r in self._cloud.rows_of(wanted.server_id)
+                for r in self._cloud.rows_of(
+                    wanted.server_id, wanted.volume_id
+                )
                 if r.volume_id == wanted.volume_id
             ]
             if any(r.attach_status == 'attached' for r in rows):

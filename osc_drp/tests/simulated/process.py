@@ -335,7 +335,9 @@ class Cloud:
             tuple[facts.Mapping, ...], self._read('mappings_of', work)
         )
 
-    def rows_of(self, server_id: str) -> tuple[facts.Row, ...]:
+    def rows_of(
+        self, server_id: str, sought: str | None = None
+    ) -> tuple[facts.Row, ...]:
         def work() -> tuple[facts.Row, ...]:
             return tuple(
                 facts.Row(

@@ -499,6 +499,35 @@ class TestSmall(Case):
         (found,) = read.rows_of(self.api, uid(1))
         self.assertEqual('attaching', found.attach_status)
 
+    def test_rows_of_until_a_volume_shows(self):
+        """A poll costs one request where a whole listing costs two."""
+        for number in range(4):
+            self.cloud.add_row(uid(1), uid(101 + number), 201 + number)
+        for max_limit, place, requests in (
+            (1000, 2, 1),
+            (2, 1, 1),
+            (2, 3, 2),
+            (1000, 9, 2),
+            (2, 9, 3),
+        ):
+            self.cloud.max_limit = max_limit
+            self.cloud.seen.clear()
+            found = read.rows_of(self.api, uid(1), uid(101 + place))
+            has = uid(101 + place) in {r.volume_id for r in found}
+            self.assertEqual(place < 4, has)
+            self.assertEqual(requests, len(self.cloud.seen))
+        # a row that is over is not it
+        self.cloud.rows[uid(201)]['status'] = 'detached'
+        self.cloud.add_row(uid(1), uid(101), 301)
+        found = read.rows_of(self.api, uid(1), uid(101))
+        self.assertIn(uid(301), {r.id for r in found})
+        del self.cloud.rows[uid(301)]
+        self.cloud.rows[uid(201)]['status'] = 'attached'
+        # what is to be known whole is read to its end
+        self.cloud.seen.clear()
+        self.assertEqual(4, len(read.rows_of(self.api, uid(1))))
+        self.assertEqual(3, len(self.cloud.seen))
+
     def test_mappings_of(self):
         server = self.cloud.add_server(1)
         self.cloud.attach(server, self.cloud.add_volume(101), 201)

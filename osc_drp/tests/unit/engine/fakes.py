@@ -155,7 +155,8 @@ class Cloud:
             raise exceptions.NotFound(f'no server {server_id}')
         return tuple(m for m in self.seen.mappings if m.server_id == server_id)
 
-    def rows_of(self, server_id):
+    def rows_of(self, server_id, sought=None):
+        self.reads['whole rows'] += sought is None
         self._effect('rows_of', server_id)
         return tuple(
             r

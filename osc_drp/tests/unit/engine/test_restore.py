@@ -106,6 +106,10 @@ class TestRestore(unittest.TestCase):
         again = {i.do for i in self.job().propose()}
         self.assertEqual({Do.NOTHING}, again)
 
+    def test_only_the_verification_reads_all_rows(self):
+        self.restore()
+        self.assertEqual(1, self.cloud.reads['whole rows'])
+
     def test_journal(self):
         self.restore()
         which = {'action': 'attach', 'server': 's1', 'volume': 'v3'}
