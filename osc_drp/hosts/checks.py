@@ -174,8 +174,8 @@ def _errors(of: Guest | Host) -> Found:
             yield (
                 _('"%s": writes go on after an I/O error') % entry,
                 _(
-                    'add errors=remount-ro in /etc/fstab (or "tune2fs -e '
-                    'remount-ro", which counts from its next mount on)'
+                    'add errors=remount-ro in /etc/fstab (or see that '
+                    '"tune2fs -l" says: Errors behavior: Remount read-only)'
                 ),
             )
 
