@@ -131,11 +131,12 @@ def fill_template(template: str, default_url: str | None) -> str:
         )
     try:
         return template.format(**_template_fields(default_url))
-    except (KeyError, IndexError, ValueError, AttributeError) as e:
+    except (KeyError, IndexError, ValueError, AttributeError):
+        # As below: a port that is no number may be the end of a password.
         raise exceptions.ConfigError(
             'cell_mappings has a URL template that [database] connection of'
             ' nova.conf does not fill'
-        ) from e
+        ) from None
 
 
 def _template_fields(default_url: str) -> dict[str, ty.Any]:
@@ -180,8 +181,11 @@ def _finish(
         made = sa.make_url(url)
         if parameters:
             made = made.update_query_string(parameters, append=True)
-    except (sa.exc.ArgumentError, ValueError) as e:
-        raise exceptions.ConfigError(f'{source} is not a database URL') from e
+    except (sa.exc.ArgumentError, ValueError):
+        # The exception quotes the URL, or a part of its password.
+        raise exceptions.ConfigError(
+            f'{source} is not a database URL'
+        ) from None
     if user is not None and made.get_backend_name() != 'sqlite':
         made = made.set(username=user, password=password)
     return made.render_as_string(hide_password=False)
@@ -258,11 +262,12 @@ def _url(
 def _option(conf: cfg.ConfigOpts, group: str, name: str, files: _Paths) -> str:
     try:
         return conf[group][name] or ''
-    except (cfg.Error, ValueError) as e:
+    except (cfg.Error, ValueError):
+        # What follows a '$' may as well be the end of a password.
         raise exceptions.ConfigError(
             f'[{group}] {name} in {_names(files)} refers to an option that'
             ' is not known'
-        ) from e
+        ) from None
 
 
 def _names(files: ty.Iterable[str]) -> str:

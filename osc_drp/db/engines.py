@@ -299,10 +299,11 @@ def _known_url(label: str, url: str) -> sa.URL:
     """Parse a URL; PyMySQL, which we bring, replaces any other driver."""
     try:
         made = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as e:
+    except (sa.exc.ArgumentError, ValueError):
+        # The exception quotes the URL, or a part of its password.
         raise exceptions.ConfigError(
             f'The URL of {label} is not a database URL'
-        ) from e
+        ) from None
     kind = made.get_backend_name()
     if kind in ('mysql', 'mariadb'):
         return made.set(drivername='mysql+pymysql')

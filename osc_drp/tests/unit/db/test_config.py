@@ -12,6 +12,7 @@
 
 import pathlib
 import textwrap
+import traceback
 from unittest import mock
 
 import fixtures
@@ -70,6 +71,16 @@ class TestTemplate(testtools.TestCase):
             )
             self.assertNotIn('p%40ss', str(error))
 
+    def test_a_password_that_looks_like_a_port(self) -> None:
+        error = self.assertRaises(
+            exceptions.ConfigError,
+            config.fill_template,
+            '{port}',
+            'mysql://nova:S3CRET/x@db/nova',
+        )
+        told = ''.join(traceback.format_exception(error))
+        self.assertNotIn('S3CRET', told)
+
 
 class TestLoad(testtools.TestCase):
     def setUp(self) -> None:
@@ -111,8 +122,10 @@ class TestLoad(testtools.TestCase):
         error = self.assertRaises(exceptions.ConfigError, self.load, drp)
         for word in words:
             self.assertIn(word, str(error))
+        # what --debug prints has it all
+        told = ''.join(traceback.format_exception(error))
         for secret in ('p%40ss', 'cinder:y', 'S3CRET'):
-            self.assertNotIn(secret, str(error))
+            self.assertNotIn(secret, told)
 
     def test_urls(self) -> None:
         urls = self.load()
@@ -228,9 +241,15 @@ class TestLoad(testtools.TestCase):
     def test_unknown_substitution(self) -> None:
         self.file('cinder.conf', '[database]\nconnection = sqlite://$no\n')
         self.refuse('[database] connection', 'cinder.conf')
+        url = 'mysql://nova:p$S3CRET@db/nova'
+        self.file('cinder.conf', f'[database]\nconnection = {url}\n')
+        self.refuse('[database] connection', 'cinder.conf')
 
     def test_not_a_url(self) -> None:
         self.file('cinder.conf', '[database]\nconnection = S3CRET\n')
+        self.refuse('[database] connection', 'cinder.conf')
+        url = 'mysql+pymysql://nova:p@ss:S3CRET@db/nova'
+        self.file('cinder.conf', f'[database]\nconnection = {url}\n')
         self.refuse('[database] connection', 'cinder.conf')
 
     # osc-drp.conf

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import sqlite3
 import ssl
+import traceback
 import unittest
 from unittest import mock
 
@@ -107,12 +108,16 @@ class TestOpen(testtools.TestCase):
         for url, word in (
             ('postgresql://drp:S3CRET@h/cinder', 'postgresql'),
             ('S3CRET', 'not a database URL'),
+            ('mysql://nova:p@ss:S3CRET@db/nova', 'not a database URL'),
         ):
             urls = config.Urls(cinder=url, nova_api=self.cloud.urls.nova_api)
             error = self.assertRaises(
                 exceptions.ConfigError, engines.open_databases, urls
             )
             self.assertIn(word, sentence(self, error))
+            # nor does --debug show it
+            told = ''.join(traceback.format_exception(error))
+            self.assertNotIn('S3CRET', told)
 
     def test_any_driver_is_pymysql(self) -> None:
         for driver in ('mysql', 'mariadb', 'mysql+mysqldb', 'mysql+pymysql'):
