@@ -55,7 +55,7 @@ class Progress(report.Reporter):
         self._steps: list[_Lines] = []
         self._bars: rich_progress.Progress | None = None
         if not quiet and _is_terminal(stream):
-            self._bars = _bars(stream)
+            self._bars = _bars(self._stream)
 
     def __enter__(self) -> 'Progress':
         return self

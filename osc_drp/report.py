@@ -13,6 +13,8 @@
 """What the operator sees: lines on stderr, one table on stdout."""
 
 import collections.abc
+import contextlib
+import os
 import threading
 import typing as ty
 
@@ -24,11 +26,62 @@ from osc_drp.engine import recover
 from osc_drp.engine import timeline
 
 
-class Reporter:
-    """Says on stderr what happens; the table is left to cliff."""
+def let_go(stream: ty.TextIO) -> None:
+    """Give a stream whose reader has gone to nobody.
+
+    What is still in its buffer would otherwise fail once more when Python
+    ends, and make the exit code 120. A stream without a file stays.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nobody, stream.fileno())
+        finally:
+            os.close(nobody)
+
+
+class Lenient:
+    """A stream that may be lost: what is done matters more than its report.
+
+    ``2>&1 | tee log`` loses its reader to the Ctrl-C that the command itself
+    outlives; the journal has it all.
+    """
 
     def __init__(self, stream: ty.TextIO) -> None:
         self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lost(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Show what was written, or not."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        # a full disk may get room again, a reader never comes back
+        if isinstance(error, BrokenPipeError):
+            let_go(self._stream)
+
+    def __getattr__(self, name: str) -> ty.Any:
+        return getattr(self._stream, name)
+
+
+class Reporter:
+    """Says on stderr what happens; the table is left to cliff.
+
+    Never fails: see Lenient.
+    """
+
+    def __init__(self, stream: ty.TextIO) -> None:
+        self._stream = ty.cast(ty.TextIO, Lenient(stream))
         self._lock = threading.Lock()
 
     def say(self, message: str) -> None:

@@ -77,7 +77,21 @@ class _Base(command.Command):
                 _('interrupted; the same command goes on where this ended')
             )
             return exceptions.INTERRUPTED
+        finally:
+            self._end_stream()
         return code or self.exit_code
+
+    def _end_stream(self) -> None:
+        """Keep the exit code where nobody reads standard error any more."""
+        try:
+            self.app.stderr.flush()
+        except BrokenPipeError:
+            from osc_drp import report
+
+            report.let_go(self.app.stderr)
+        except (OSError, ValueError):
+            # a full disk, a closed stream: nothing can be said about it
+            return
 
     def _words(
         self, parser: argparse.ArgumentParser, parsed_args: argparse.Namespace

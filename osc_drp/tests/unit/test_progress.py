@@ -14,6 +14,7 @@
 
 import io
 import threading
+import time
 import unittest
 from unittest import mock
 
@@ -159,3 +160,39 @@ class TestBars(unittest.TestCase):
             ],
             self.show().splitlines(),
         )
+
+
+class Gone(Terminal):
+    """A terminal that was closed."""
+
+    def write(self, _text=''):
+        raise OSError(5, 'Input/output error')
+
+    flush = write
+
+
+class TestLost(unittest.TestCase):
+    """On a terminal that was closed: nothing is shown, nothing fails."""
+
+    def test_bars(self):
+        with (
+            mock.patch.dict('os.environ', {'TERM': 'xterm'}),
+            mock.patch('threading.excepthook') as died,
+            progress.Progress(Gone()) as shown,
+        ):
+            step = shown.step('starting servers', 2)
+            step.advance()
+            shown.say('web1: failed')
+            # longer than between two drawings
+            time.sleep(0.6)
+            step.advance(failed=True)
+        died.assert_not_called()
+
+    def test_a_reader(self):
+        class Broken(io.StringIO):
+            def write(self, text):
+                raise BrokenPipeError(32, 'Broken pipe')
+
+        with progress.Progress(Broken()) as shown:
+            shown.step('starting servers', 1).advance()
+            shown.say('web1: failed')

@@ -13,6 +13,7 @@
 """What the operator reads, and the exit code."""
 
 import io
+import os
 import threading
 import unittest
 from unittest import mock
@@ -36,6 +37,43 @@ def item(do, volume='v1', server='s1', device='/dev/vdb'):
 def outcome(status, volume='v1', server='s1', warning=''):
     """Make what became of it."""
     return apply.Outcome(server, volume, status, f'is {status}', warning)
+
+
+class Full(io.StringIO):
+    """A file on a full disk, which gets room again."""
+
+    full = True
+
+    def write(self, text):
+        if self.full:
+            raise OSError(28, 'No space left on device')
+        return super().write(text)
+
+
+class TestLost(unittest.TestCase):
+    """Standard error is gone, and the work goes on."""
+
+    def test_the_reader_has_gone(self):
+        end, ours = os.pipe()
+        os.close(end)
+        stream = open(ours, 'w', encoding='utf-8')
+        reporter = report.Reporter(stream)
+        reporter.say('a')
+        reporter.say('b')
+        # nothing is left in it that fails later
+        stream.close()
+
+    def test_a_full_disk(self):
+        stream = Full()
+        reporter = report.Reporter(stream)
+        reporter.say('a')
+        stream.full = False
+        reporter.say('b')
+        self.assertEqual('b\n', stream.getvalue())
+
+    def test_nothing_else_is_hidden(self):
+        with self.assertRaises(TypeError):
+            report.Reporter(io.StringIO()).say(None)
 
 
 class TestExitCode(unittest.TestCase):

@@ -45,6 +45,24 @@ print('went on with ' + stdin)
 """
 
 
+#: Ends with an error when the reader of its standard error has gone.
+LOST = """
+import argparse, logging, sys
+from unittest import mock
+from osc_drp import exceptions
+from osc_drp.commands import base
+class Fails(base.DrpCommand):
+    '''Fails.'''
+    def take_action(self, parsed_args):
+        sys.stdin.read()
+        base.progress(self.app).say('said')
+        raise eval(sys.argv[1])
+logging.basicConfig()
+app = mock.Mock(stderr=sys.stderr)
+sys.exit(Fails(app, None, cmd_name='x').run(argparse.Namespace()))
+"""
+
+
 class TestConfirm(unittest.TestCase):
     """The question is asked on the terminal, whatever stdin is."""
 
@@ -264,6 +282,23 @@ class TestErrors(unittest.TestCase):
             timeout=60,
             check=False,
         )
+
+    def test_nobody_reads_what_is_said(self):
+        for error, code in (
+            ('exceptions.Refused("no")', 4),
+            ('KeyboardInterrupt', 130),
+        ):
+            with self.subTest(code):
+                child = subprocess.Popen(
+                    [sys.executable, '-c', LOST, error],
+                    cwd=test_plugin.ROOT,
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+                self.addCleanup(child.kill)
+                child.stderr.close()
+                child.stdin.close()
+                self.assertEqual(code, child.wait(60))
 
     def test_whole_openstack(self):
         done = self.openstack()
