@@ -64,12 +64,26 @@ _Object = dict[str, ty.Any]
 
 
 def refuse_existing(path: str) -> None:
-    """Refuse a name that is taken, before anything slow begins.
+    """Refuse a name that is taken or impossible, before anything slow begins.
 
-    :raises exceptions.MapError: it exists.
+    :raises exceptions.MapError: it exists, or its directory does not, or
+        cannot be written.
     """
-    if path != STANDARD and os.path.lexists(path):
+    if path == STANDARD:
+        return
+    if os.path.lexists(path):
         raise _exists(path)
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        reason = _("there is no directory '%s'") % directory
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        reason = _("the directory '%s' cannot be written") % directory
+    else:
+        return
+    raise exceptions.MapError(
+        _("map '%(path)s': cannot be written: %(reason)s")
+        % {'path': path, 'reason': reason}
+    )
 
 
 def write(cloud_map: facts.CloudMap, path: str) -> str:
@@ -120,6 +134,9 @@ def read(path: str, allow_bare: bool = False) -> facts.CloudMap:
     """
     try:
         if path == STANDARD:
+            # closed by the caller: Python has none then
+            if sys.stdin is None:
+                raise OSError(_('standard input is closed'))
             data = sys.stdin.buffer.read()
         else:
             with open(path, 'rb') as stream:

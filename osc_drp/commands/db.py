@@ -21,6 +21,7 @@ from osc_drp.commands import options
 from osc_drp.i18n import _
 
 if ty.TYPE_CHECKING:
+    from osc_drp.engine import facts
     from osc_drp.engine import ports
 
 
@@ -36,6 +37,24 @@ def _add_dead_hosts(parser: argparse.ArgumentParser) -> None:
             'nova-compute is down (repeat option for several)'
         ),
     )
+
+
+def _check_dead_hosts(
+    hosts: collections.abc.Collection[str], seen: 'facts.Observation'
+) -> None:
+    """Refuse hosts that nobody knows: a typing error stated nothing.
+
+    :raises DrpError: naming the first
+    """
+    from osc_drp import exceptions
+
+    known = {s.host for s in seen.services if s.binary == 'nova-compute'}
+    known |= {s.host for s in seen.servers.values() if s.host}
+    for host in hosts:
+        if host not in known:
+            raise exceptions.DrpError(
+                _("--host-is-dead: no compute host is named '%s'") % host
+            )
 
 
 class _Writer(base.DrpLister):
@@ -73,6 +92,11 @@ class _Writer(base.DrpLister):
         with held.held(dry_run), opened as databases:
             databases.check_grants(locks=not dry_run)
             job = prepare(databases)
+            dead_hosts = getattr(parsed_args, 'host_is_dead', ())
+            if dead_hosts:
+                # before anything is waited for
+                job.propose()
+                _check_dead_hosts(dead_hosts, job.seen)
             items = job.propose() if dry_run else job.propose_settled()
             outcomes = base.carry_out(
                 *(parsed_args, held, progress, job, items, cloud_map),

@@ -37,6 +37,22 @@ def _read(path: pathlib.Path) -> 'timeline.Timeline':
     return timeline.build(journal.read(path), made)
 
 
+def _directory(
+    parsed_args: argparse.Namespace, app: ty.Any
+) -> 'journal.RunDirectory':
+    """Give the run directory; the usual one need not be there yet.
+
+    :raises DrpError: that of --run-dir is not there
+    """
+    from osc_drp import exceptions
+    from osc_drp.engine import journal
+
+    path = base.run_directory(parsed_args, app)
+    if parsed_args.run_dir is not None and not path.exists():
+        raise exceptions.DrpError(_("there is no run directory '%s'") % path)
+    return journal.RunDirectory(path)
+
+
 def _find(runs: 'journal.RunDirectory', name: str) -> pathlib.Path:
     """Find a run by its id, the beginning of it, or 'latest'."""
     from osc_drp import exceptions
@@ -78,10 +94,9 @@ class ListRuns(base.DrpLister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
-        from osc_drp.engine import journal
         from osc_drp.engine import timeline
 
-        runs = journal.RunDirectory(base.run_directory(parsed_args, self.app))
+        runs = _directory(parsed_args, self.app)
         holder = runs.holder()
         rows = []
         for path in runs.runs():
@@ -126,10 +141,9 @@ class ShowRuns(base.DrpLister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> base.Table:
         from osc_drp import report
-        from osc_drp.engine import journal
         from osc_drp.engine import timeline
 
-        runs = journal.RunDirectory(base.run_directory(parsed_args, self.app))
+        runs = _directory(parsed_args, self.app)
         path = _find(runs, parsed_args.run)
         holder = runs.holder()
         found = _read(path)

@@ -27,6 +27,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import secrets
 import threading
 import typing as ty
@@ -41,6 +42,7 @@ LOCKS = pathlib.Path('/proc/locks')
 #: How often to look there: the list may skip a line while it changes.
 LOOKS = 5
 _STAMP = '%Y%m%dT%H%M%SZ'
+_RUN = re.compile(r'\d{8}T\d{6}Z-')
 
 Entry: ty.TypeAlias = dict[str, ty.Any]
 
@@ -131,6 +133,23 @@ def read(path: pathlib.Path) -> list[Entry]:
         if isinstance(entry, dict):
             entries.append(entry)
     return entries
+
+
+def _has_journal(path: pathlib.Path) -> bool:
+    """Whether a directory is a run's.
+
+    :raises OSError: there is a journal, or may be, that cannot be read
+    """
+    try:
+        os.close(os.open(path / FILE, os.O_RDONLY))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        # what else may lie there, as lost+found, is not ours
+        if _RUN.match(path.name):
+            raise
+        return False
+    return True
 
 
 def boot_ids(entries: list[Entry]) -> dict[str, str]:
@@ -240,10 +259,29 @@ class RunDirectory:
         return note if held else ''
 
     def runs(self) -> list[pathlib.Path]:
-        """List the runs, oldest first."""
-        if not self.path.is_dir():
+        """List the runs, oldest first; without a directory there are none.
+
+        :raises DrpError: it cannot be read: who saw no runs there would
+            begin anew what another user began
+        """
+        try:
+            # glob takes what it may not read for empty
+            names = os.listdir(self.path)
+            return sorted(
+                self.path / name
+                for name in names
+                if _has_journal(self.path / name)
+            )
+        except FileNotFoundError:
             return []
-        return sorted(p.parent for p in self.path.glob(f'*/{FILE}'))
+        except OSError as error:
+            raise exceptions.DrpError(
+                _('cannot read the run directory %(path)s: %(error)s')
+                % {
+                    'path': error.filename or self.path,
+                    'error': error.strerror,
+                }
+            ) from error
 
     def find(self, name: str) -> pathlib.Path:
         """Find a run by its id, or take the directory itself.

@@ -202,6 +202,21 @@ class TestWrite(Case):
         mapfile.refuse_existing(self.path)
         mapfile.refuse_existing('-')
 
+    def test_nowhere_to_put_it(self):
+        file = self.directory / 'file'
+        file.touch()
+        for directory in self.directory / 'none', file:
+            with self.assertRaisesRegex(
+                exceptions.MapError, 'cannot be written: there is no dir'
+            ):
+                mapfile.refuse_existing(str(directory / 'map.json'))
+        with (
+            # root may write anywhere
+            mock.patch('os.access', return_value=False),
+            self.assertRaisesRegex(exceptions.MapError, 'cannot be written$'),
+        ):
+            mapfile.refuse_existing(self.path)
+
     def test_nothing_is_left_aside(self):
         mapfile.write(a_map(), self.path)
         self.assertEqual(['map.json'], os.listdir(self.directory))
@@ -323,6 +338,13 @@ class TestRead(Case):
         stdin = types.SimpleNamespace(buffer=io.BytesIO(self.data))
         with mock.patch.object(sys, 'stdin', stdin):
             self.assertEqual(2, len(mapfile.read('-').servers))
+
+    def test_no_standard_input(self):
+        with (
+            mock.patch.object(sys, 'stdin', None),
+            self.assertRaisesRegex(exceptions.MapError, 'input is closed'),
+        ):
+            mapfile.read('-')
 
     def test_truncated_anywhere(self):
         """Every single length short of the whole is refused."""

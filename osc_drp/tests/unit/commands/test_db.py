@@ -217,7 +217,9 @@ class TestResetDatabase(unittest.TestCase):
     def test_options_reach_the_engine(self):
         with mock.patch('osc_drp.engine.reset.Reset') as made:
             made.return_value.propose.return_value = ()
-            made.return_value.seen = None
+            made.return_value.seen = build.seen(
+                [build.server('s1', host='c2')], services=build.services('c1')
+            )
             self.reset(
                 *('--dry-run', '--limit=20', '--settle=7', '--server=s1'),
                 *('--host-is-dead=c1', '--host-is-dead=c2'),
@@ -262,6 +264,17 @@ class TestResetDatabase(unittest.TestCase):
             {'reserved'}, {v.status for v in cloud.seen.volumes.values()}
         )
         self.assertIn('servers restart', self.err.getvalue())
+
+    def test_a_dead_host_that_nobody_knows(self):
+        for option in '--dry-run', '--auto-approve':
+            with self.assertRaisesRegex(
+                exceptions.DrpError, "no compute host is named 'compute'"
+            ):
+                self.reset(
+                    *('--host-is-dead=compute1', '--host-is-dead=compute'),
+                    option,
+                )
+        self.assertEqual([], self.databases.resets)
 
     def test_cinder_only_needs_nova_compute(self):
         with self.assertRaises(exceptions.Usage):

@@ -51,7 +51,7 @@ class RunsTest(unittest.TestCase):
         self.addCleanup(run.close)
         return run
 
-    def drp(self, cls, *options):
+    def drp(self, cls, *options, run_dir='runs'):
         """Run a command; gives its rows."""
         app = mock.Mock(
             stderr=self.err, cloud=types.SimpleNamespace(name='lab')
@@ -59,16 +59,17 @@ class RunsTest(unittest.TestCase):
         app.client_manager = None
         command = cls(app, None, cmd_name='drp runs x')
         args = command.get_parser('x').parse_args(
-            [f'--run-dir={self.dir / "runs"}', *options]
+            [f'--run-dir={self.dir / (run_dir or "")}'] * bool(run_dir)
+            + [*options]
         )
         columns, rows = command.take_action(args)
         self.assertEqual(0, command.exit_code)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    def listing(self):
+    def listing(self, **more):
         return [
             (r['Run'], r['State'], r['Done'], r['Failed'], r['Open'])
-            for r in self.drp(runs.ListRuns)
+            for r in self.drp(runs.ListRuns, **more)
         ]
 
     def show(self, *options):
@@ -79,8 +80,26 @@ class TestList(RunsTest):
     """drp runs list."""
 
     def test_no_directory(self):
-        self.assertEqual([], self.listing())
+        with mock.patch.dict('os.environ', XDG_STATE_HOME=str(self.dir)):
+            self.assertEqual([], self.listing(run_dir=None))
+        self.assertEqual([], os.listdir(self.dir))
+
+    def test_no_such_directory(self):
+        for show in self.listing, lambda: self.show('latest'):
+            with self.assertRaisesRegex(
+                exceptions.DrpError, 'there is no run directory'
+            ):
+                show()
         self.assertFalse((self.dir / 'runs').exists())
+
+    def test_the_directory_of_another_user(self):
+        (self.dir / 'runs').mkdir()
+        with (
+            # root may read everything
+            mock.patch('os.listdir', side_effect=PermissionError(13, 'no')),
+            self.assertRaisesRegex(exceptions.DrpError, 'cannot read the run'),
+        ):
+            self.listing()
 
     def test_every_command(self):
         for name in (

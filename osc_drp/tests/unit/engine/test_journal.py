@@ -299,6 +299,28 @@ class TestRunDirectory(TestCase):
         self.assertEqual({}, runs.resets())
         self.assertEqual({}, runs.stops())
 
+    def test_what_cannot_be_read_is_not_empty(self):
+        run = self.begin()
+        denied = PermissionError(13, 'Permission denied', 'x')
+        # root may read everything
+        for name in 'listdir', 'open':
+            with (
+                self.subTest(name),
+                mock.patch.object(os, name, side_effect=denied),
+                self.assertRaisesRegex(
+                    exceptions.DrpError, 'cannot read the run directory'
+                ),
+            ):
+                self.runs.runs()
+        run.path.rename(self.path / 'lost+found')
+        with mock.patch.object(os, 'open', side_effect=denied):
+            self.assertEqual([], self.runs.runs())
+
+    def test_other_files_are_no_runs(self):
+        (self.path / 'lock').touch()
+        (self.path / 'empty').mkdir()
+        self.assertEqual([], self.runs.runs())
+
     def test_the_name_of_a_run(self):
         run = self.begin('servers restart')
         self.assertRegex(run.id, r'^\d{8}T\d{6}Z-servers-restart-[0-9a-f]{4}$')
