@@ -162,16 +162,23 @@ class Drill:
             if not complete:
                 self._cut_rest(run)
         recovered = self._recover(run)
-        after, losses = self._look_again(before)
+        found = self._look_again(before)
         minutes = (_now() - _time(begun)).total_seconds() / 60
-        rows = _rows(self._server, before, after, losses, recovered, minutes)
+        rows = [_server_row(self._server, recovered)]
+        what = _('%.1f minutes') % minutes
+        if isinstance(found, str):
+            # what a drill looks for: a verdict, and no error of ours
+            rows.append((_('guest'), _('answered'), found, 'open'))
+            what = _('no answer from the guest: %s') % found
+        else:
+            rows += _rows(before, *found, minutes)
         well = all(row[3] == 'ok' for row in rows)
         run.write(
             'outcome',
             action='drill',
             server=self._server.id,
             status='done' if well else 'open',
-            what=_('%.1f minutes') % minutes,
+            what=what,
         )
         return well, rows
 
@@ -200,8 +207,11 @@ class Drill:
             cut.cut()
         run.write('sent', action='drill', server=self._server.id)
 
-    def _look_again(self, before: ty.Any) -> tuple[ty.Any, ty.Any]:
-        """Wait for another boot of the guest, and look at it."""
+    def _look_again(self, before: ty.Any) -> tuple[ty.Any, ty.Any] | str:
+        """Wait for another boot of the guest, and look at it.
+
+        :returns: the new sample and the losses, or why there are none
+        """
         deadline = self._clock.monotonic() + self._wait
         while True:
             try:
@@ -213,10 +223,10 @@ class Drill:
                     return after, losses
                 why = _('it still says that it is the same boot')
             if self._clock.monotonic() >= deadline:
-                raise exceptions.SshError(
-                    _('no look into the guest %(wait)d s later: %(why)s')
-                    % {'wait': self._wait, 'why': why}
-                )
+                return _('no look into it %(wait)d s later: %(why)s') % {
+                    'wait': self._wait,
+                    'why': why,
+                }
             self._clock.sleep(POLL)
 
 
@@ -232,8 +242,13 @@ def _cut_at(entries: list[journal.Entry]) -> tuple[str | None, bool]:
 
 
 def _keep(path: pathlib.Path, told: object) -> None:
-    """Write a file that a resumed run needs, before anything is cut."""
-    with open(path, 'w', encoding='utf-8') as stream:
+    """Write a file that a resumed run needs, before anything is cut.
+
+    For its owner alone, like the journal: it has names of a guest's files.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    fd = os.open(path, flags, 0o600)
+    with open(fd, 'w', encoding='utf-8') as stream:
         json.dump(told, stream, indent=1, sort_keys=True)
         stream.flush()
         os.fsync(stream.fileno())
@@ -253,27 +268,24 @@ def _shown(path: str) -> str:
     return text.one_line(plain, 1000)
 
 
+def _server_row(server: facts.Server, recovered: Recovered) -> Row:
+    return (
+        _('server %s') % (server.name or server.id),
+        _('running'),
+        recovered.what,
+        'ok' if recovered.well else 'open',
+    )
+
+
 def _rows(
-    server: facts.Server,
-    before: ty.Any,
-    after: ty.Any,
-    losses: ty.Any,
-    recovered: Recovered,
-    minutes: float,
+    before: ty.Any, after: ty.Any, losses: ty.Any, minutes: float
 ) -> list[Row]:
     """Tell what was there before and is afterwards."""
 
     def verdict(well: bool) -> str:
         return 'ok' if well else 'lost'
 
-    rows = [
-        (
-            _('server %s') % (server.name or server.id),
-            _('running'),
-            recovered.what,
-            'ok' if recovered.well else 'open',
-        )
-    ]
+    rows: list[Row] = []
     for serial, where in sorted(before.disks.items()):
         now = after.disks.get(serial)
         rows.append(
