@@ -22,6 +22,7 @@ import collections.abc
 import dataclasses
 import ipaddress
 import re
+import typing as ty
 
 from osc_drp import exceptions
 from osc_drp.engine import facts
@@ -103,6 +104,12 @@ def check_portal(portal: str) -> str:
 
     :raises Usage: it is none
     """
+    if _address(portal, 6):
+        # 'fd00::5:3260' is an address, too
+        raise exceptions.Usage(
+            _("'%s': an IPv6 address wants brackets, as in [fd00::5]:3260")
+            % portal
+        )
     if not _PORTAL.fullmatch(portal) or portal.startswith(('-', '.')):
         raise exceptions.Usage(
             _("'%s' is no portal (address or address:port)")
@@ -111,19 +118,35 @@ def check_portal(portal: str) -> str:
     return portal
 
 
+def _address(told: str, *versions: int) -> ty.Any:
+    """Read an address of one of these versions of IP; None: it is none."""
+    try:
+        found = ipaddress.ip_address(told)
+    except ValueError:
+        return None
+    return found if found.version in versions else None
+
+
+def _split(portal: str) -> tuple[str, int]:
+    """Give the host of a portal, without brackets, and its port."""
+    host, colon, port = portal.rpartition(':')
+    if not colon or not port.isdecimal():
+        host, port = portal, '3260'
+    return host.removeprefix('[').removesuffix(']'), int(port)
+
+
 def same_portal(wanted: str, portal: str) -> bool:
     """Whether a session's portal (address:port) is the one that is meant.
 
     A name may be any address: then the target alone has to tell.
     """
-    host, colon, port = wanted.rpartition(':')
-    if not colon or not port.isdecimal():
-        host, port = wanted, '3260'
-    try:
-        ipaddress.ip_address(host.strip('[]'))
-    except ValueError:
+    host, port = _split(wanted)
+    address = _address(host, 4, 6)
+    if address is None:
         return True
-    return portal == f'{host}:{port}'
+    there, at = _split(portal)
+    # IPv6 has many ways to write one address
+    return (address, port) == (_address(there, 4, 6), at)
 
 
 def _said(sections: parse.Sections, name: str) -> tuple[int, list[str]]:

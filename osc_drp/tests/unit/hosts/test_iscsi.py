@@ -204,6 +204,11 @@ class TestOptions(unittest.TestCase):
             with self.assertRaises(exceptions.Usage):
                 iscsi.check_portal(portal)
 
+    def test_portal_of_ipv6(self):
+        for portal in ('fd00::5', 'FD00::5:3260', '::1'):
+            with self.assertRaisesRegex(exceptions.Usage, 'wants brackets'):
+                iscsi.check_portal(portal)
+
     def test_same_portal(self):
         for wanted, portal, same in (
             ('10.0.0.5', '10.0.0.5:3260', True),
@@ -211,6 +216,11 @@ class TestOptions(unittest.TestCase):
             ('10.0.0.5:3261', '10.0.0.5:3260', False),
             ('10.0.0.6', '10.0.0.5:3260', False),
             ('[2001:db8::5]', '[2001:db8::5]:3260', True),
+            ('[FD00::5]', '[fd00::5]:3260', True),
+            ('[fd00:0:0::5]:3261', '[fd00::5]:3261', True),
+            ('[fd00::5]:3261', '[fd00::5]:3260', False),
+            ('[fd00::5]', '[fd00::6]:3260', False),
+            ('10.0.0.5', 'san:3260', False),
             ('san.example', '10.0.0.5:3260', True),
         ):
             with self.subTest(wanted):
