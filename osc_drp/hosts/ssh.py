@@ -243,6 +243,9 @@ class Ssh:
             *('-o', 'LogLevel=ERROR'),
             # not of ours: a shell that somebody else needs
             *('-o', 'RemoteCommand=none', '-o', 'ClearAllForwardings=yes'),
+            # known_hosts is the operator's: a server may not have its other
+            # keys written there either
+            *('-o', 'UpdateHostKeys=no'),
             # a shared connection may be dead since the loss, and would not
             # survive a reboot
             *('-o', 'ControlPath=none'),

@@ -98,6 +98,17 @@ class TestNames(testtools.TestCase):
         self.assertEqual((), losses.changed)
 
 
+class TestOptions(unittest.TestCase):
+    """What no configuration of the operator's changes."""
+
+    def test_known_hosts_stays_as_it_is(self):
+        with mock.patch.object(ssh.Ssh, '_call') as call:
+            call.return_value = ssh.Answer(0, '', '')
+            with self.assertRaises(ssh.exceptions.SshError):
+                ssh.Ssh().run(ssh.Target('web1'), '')
+        self.assertIn('UpdateHostKeys=no', call.call_args.args[0])
+
+
 class TestAnswer(unittest.TestCase):
     """What is shown has no byte that a terminal cannot show."""
 
