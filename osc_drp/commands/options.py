@@ -142,7 +142,7 @@ def add_lanes(parser: argparse.ArgumentParser, what: str) -> None:
         metavar='<number>',
         type=positive,
         default=4,
-        help=_('How many %s at once on one compute host (default: 4)') % what,
+        help=_('How many of these on one compute host (default: 4)'),
     )
 
 
