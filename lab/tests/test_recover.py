@@ -190,7 +190,7 @@ def test_killed_and_lost_again(the_map, lost_and_locked, mode, seed):
     assert all(before <= 1 and after <= 1 for before, after in run.starts().values()), (run.said, run.starts())
     the_end(the_map, mode == 'classic')
     # more than one where a run was done before its end came
-    assert {entries[-1]['event'] for entries in journals().values()} == {'end'}, run.said
+    assert all('end' in [e['event'] for e in entries[-2:]] for entries in journals().values()), run.said
 
 
 @pytest.mark.parametrize('number, mode', [(signal.SIGINT, 'default'), (signal.SIGTERM, 'classic')], ids=['ctrl-c', 'sigterm'])

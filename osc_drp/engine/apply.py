@@ -55,6 +55,23 @@ UNTRIED = 'untried'
 NOT_WELL = frozenset({OPEN, FAILED, UNTRIED})
 
 
+def not_verified(
+    outcomes: collections.abc.Iterable[Outcome], error: exceptions.DrpError
+) -> list[Outcome]:
+    """Open what is said to be done when nobody could look at it again."""
+    return [
+        dataclasses.replace(
+            o,
+            status=OPEN,
+            what=_('%(done)s, but not verified: %(error)s')
+            % {'done': o.what, 'error': error},
+        )
+        if o.status == DONE
+        else o
+        for o in outcomes
+    ]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lane:
     """Steps that must not overlap."""

@@ -444,18 +444,24 @@ class RunDirectory:
     def wished_off(self) -> frozenset[tuple[str, str]]:
         """Tell which users' detaches our repairs have finished (R3a).
 
-        The wish may be older than the map, which then has the attachment.
+        The wish may be older than the map, which then has the attachment. A
+        repair that was declined does not count; one that was killed does, as
+        nobody knows which of its halves are done.
         """
         found: set[tuple[str, str]] = set()
         for path in self.runs():
             for entry in read(path):
-                if entry['event'] != 'outcome' or entry['status'] != 'done':
-                    continue
                 key = (entry.get('server', ''), entry.get('volume', ''))
+                event, status = entry['event'], entry.get('status')
                 if entry.get('rule') == 'R3a':
-                    found.add(key)
-                elif entry.get('action') in ('reset', 'undo'):
-                    # attached again since, or put back
+                    if event == 'old':
+                        found.add(key)
+                    elif event == 'outcome' and status == 'open':
+                        found.discard(key)
+                elif entry.get('action') == 'reset' and event == 'old':
+                    # attached again since
+                    found.discard(key)
+                elif entry.get('action') == 'undo' and status == 'done':
                     found.discard(key)
         return frozenset(found)
 
@@ -485,8 +491,11 @@ class RunDirectory:
             for entry in read(path):
                 if entry['event'] == 'lock':
                     found[entry['server']] = path.name
-                elif entry['event'] == 'unlocked':
-                    found.pop(entry['server'], None)
+                elif (
+                    entry['event'] == 'unlocked'
+                    and found.get(entry['server']) == path.name
+                ):
+                    del found[entry['server']]
         return found
 
     def undone(self, run_id: str) -> frozenset[int]:

@@ -73,6 +73,8 @@ class Locks:
         except exceptions.DrpError as error:
             # what became of a request without an answer is not known
             self.release(server_id, self._run.id)
+            if isinstance(error, exceptions.NotFound):
+                raise
             raise exceptions.ApiError(
                 _('not locked, so nothing was done: %s') % error
             ) from error
@@ -101,4 +103,18 @@ class Locks:
             )
             return
         self.left.discard(server_id)
-        self._run.write('unlocked', server=server_id)
+        self._note_release(server_id, run_id)
+
+    def _note_release(self, server_id: str, run_id: str) -> None:
+        """Say it where the lock was said, after it.
+
+        That run may be taken up again and lock the server anew: in a journal
+        of another name this release would seem to be of that lock, too.
+        """
+        if run_id == self._run.id:
+            self._run.write('unlocked', server=server_id)
+            return
+        with contextlib.closing(
+            journal.Run(self._run.path.parent / run_id)
+        ) as earlier:
+            earlier.write('unlocked', server=server_id, by=self._run.id)

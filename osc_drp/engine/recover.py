@@ -196,8 +196,12 @@ class Recover:
             i.server_id for i in starts if i.do is plan.Do.NOTHING
         }
         resets = self._left_running(resets)
-        self._restore = self._make_restore(self._memory)
-        taken = {(i.server_id, i.volume_id) for i in done if i.do in _RESETS}
+        # a user's detach that is to be finished is no reset of ours
+        wishes = {
+            _key(i) for i in repairs if i.rule == 'R3a' and i.do in _RESETS
+        }
+        self._restore = self._make_restore(self._memory, wishes)
+        taken = {_key(i) for i in done if i.do in _RESETS} - wishes
         on = expect.after(self.seen, (*done, *starts))
         attaches = self._restore.plan_on(on, taken)
         guests: tuple[plan.Item, ...] = ()
@@ -280,7 +284,9 @@ class Recover:
             for i in items
         )
 
-    def _make_restore(self, memory: Memory) -> restore.Restore:
+    def _make_restore(
+        self, memory: Memory, wishes: collections.abc.Set[Key] = frozenset()
+    ) -> restore.Restore:
         classic = self._settings.classic
         return restore.Restore(
             self._cloud,
@@ -288,7 +294,7 @@ class Recover:
             self._selection,
             self._say,
             resets=memory.resets,
-            wished_off=memory.wished_off,
+            wished_off=memory.wished_off | wishes,
             shielded=memory.shielded if classic else (),
             unshield=self._unshield,
             limits=self._settings.starting.limits,
@@ -349,7 +355,7 @@ class Recover:
         session.list_open(run, (i for s in steps for i in s.items))
         try:
             repaired = self._do_repair(planned[REPAIR], run)
-            taken = self._do_reset(planned[RESET], run)
+            taken = self._do_reset(planned[RESET], run, repaired)
             memory = recall()
             self._restore = self._make_restore(memory)
             started, attached = self._do_servers(
@@ -357,6 +363,7 @@ class Recover:
             )
         finally:
             self._release_left_over(recall().locks)
+        started = self._with_locked(started)
         started, attached = self._verified(started, attached, run)
         started = self._read_consoles(started, run)
         guests = self._do_guests(planned[GUEST], run)
@@ -387,11 +394,19 @@ class Recover:
         run.write('step', step=REPAIR, state='end')
         return dataclasses.replace(step, outcomes=tuple(outcomes))
 
-    def _do_reset(self, step: Step, run: journal.Run) -> Step:
+    def _do_reset(self, step: Step, run: journal.Run, repaired: Step) -> Step:
         if not step.acting:
             return step
         run.write('step', step=RESET, state='begin')
-        fresh = self._left_running(self._reset.propose_settled())
+        try:
+            fresh = self._left_running(self._reset.propose_settled())
+        except exceptions.Refused as refused:
+            if not repaired.outcomes:
+                raise
+            # its exit code would say that nothing was changed
+            raise exceptions.DrpError(
+                _('%s (what was repaired before stays repaired)') % refused
+            ) from refused
         step = _shown(step, fresh)
         counter = self._progress.step(_('resetting records'), len(step.acting))
         outcomes = self._reset.carry_out(step.acting, run, counter)
@@ -402,7 +417,7 @@ class Recover:
         self, start: Step, attach: Step, run: journal.Run
     ) -> tuple[Step, Step]:
         """Start and attach, server by server, wave by wave."""
-        start = _shown(start, self._restart.look_again())
+        start = _shown(start, self._look_again(start))
         self._restore.seen = self.seen
         wanted = facts.group(
             (i for i in attach.items if i.do in _ATTACHES),
@@ -440,6 +455,25 @@ class Recover:
         return (
             dataclasses.replace(start, outcomes=tuple(starts)),
             dataclasses.replace(attach, outcomes=tuple(attaches)),
+        )
+
+    def _look_again(self, start: Step) -> tuple[plan.Item, ...]:
+        """Plan the starts once more, on what is true after the question.
+
+        Who was off and seems to run now was started by somebody: nothing
+        else makes a stopped server active. That is no reason to wait for
+        nova; its lane will look, and leave it.
+        """
+        shown = {i.server_id: i for i in start.acting}
+        fresh = self._restart.look_again()
+        unproven = {
+            i.server_id
+            for i in self._restart.decide()
+            if i.do in (plan.Do.WAIT, plan.Do.PROVE)
+        }
+        return tuple(
+            shown.get(i.server_id, i) if i.server_id in unproven else i
+            for i in fresh
         )
 
     def _do_wave(
@@ -501,23 +535,48 @@ class Recover:
         run: journal.Run,
     ) -> list[apply.Outcome]:
         """Start one server and attach what it lacks; nobody else acts."""
-        outcomes = []
-        with self._locks.held(server_id):
-            if start:
-                outcomes.append(self._restart.restart_one(start, run))
-                self._started_at = self._clock.monotonic()
-                if outcomes[0].status != apply.DONE:
-                    why = _('its server was not started')
-                    return outcomes + _told(attaches, apply.UNTRIED, why)
-            if attaches and self._runner.interrupted:
-                why = _('not tried: interrupted')
-                return outcomes + _told(attaches, apply.UNTRIED, why)
-            try:
-                outcomes += self._attach(server_id, attaches, run)
-            except exceptions.DrpError as error:
-                # that it was started stays true
-                outcomes += _told(attaches, apply.FAILED, str(error))
-        return outcomes
+        outcomes: list[apply.Outcome] = []
+        try:
+            with self._locks.held(server_id):
+                if start:
+                    outcomes.append(self._restart.restart_one(start, run))
+                    self._started_at = self._clock.monotonic()
+                return outcomes + self._attach_after(
+                    outcomes, server_id, attaches, run
+                )
+        except exceptions.NotFound:
+            # its user deleted it before its turn
+            left = attaches if outcomes or not start else [start, *attaches]
+            why = _('the server was deleted since')
+            return outcomes + _told(left, apply.LEFT, why)
+
+    def _attach_after(
+        self,
+        started: list[apply.Outcome],
+        server_id: str,
+        attaches: list[plan.Item],
+        run: journal.Run,
+    ) -> list[apply.Outcome]:
+        """Attach what a server lacks, if its start went well.
+
+        :raises NotFound: nova does not know the server any more
+        """
+        for outcome in started:
+            if outcome.status == apply.LEFT:
+                return _told(attaches, apply.LEFT, outcome.what)
+            if outcome.status != apply.DONE:
+                why = _('its server was not started')
+                return _told(attaches, apply.UNTRIED, why)
+        if attaches and self._runner.interrupted:
+            why = _('not tried: interrupted')
+            return _told(attaches, apply.UNTRIED, why)
+        try:
+            return self._attach(server_id, attaches, run)
+        except exceptions.NotFound:
+            raise
+        except exceptions.DrpError as error:
+            # that it was started stays true
+            return _told(attaches, apply.FAILED, str(error))
 
     def _attach(
         self, server_id: str, shown: list[plan.Item], run: journal.Run
@@ -569,6 +628,15 @@ class Recover:
         for server_id, run_id in left.items():
             self._locks.release(server_id, run_id)
 
+    def _with_locked(self, start: Step) -> Step:
+        """Tell of servers on which nothing but an old lock was open."""
+        told = {o.server_id for o in start.outcomes}
+        still = [
+            apply.Outcome(s, '', apply.OPEN, _('it is still locked'))
+            for s in sorted(self._locks.left - told)
+        ]
+        return dataclasses.replace(start, outcomes=(*start.outcomes, *still))
+
     def _do_guests(self, step: Step, run: journal.Run) -> Step:
         """Reboot from the inside who got a volume after its boot."""
         if not step.acting or self._guests is None:
@@ -610,14 +678,17 @@ class Recover:
             why = _('but not verified: %s') % error
             return _doubt(start, lambda o: why), _doubt(attach, lambda o: why)
         run.write('verified', objects=done)
+        start, attach = (
+            _without_deleted(start, seen),
+            _without_deleted(attach, seen),
+        )
         pairs = {(p.server_id, p.volume_id): p for p in facts.pairs(seen)}
 
         def not_on(outcome: apply.Outcome) -> str:
-            server = seen.servers.get(outcome.server_id)
-            if server is not None and server.ran:
+            server = seen.servers[outcome.server_id]
+            if server.ran:
                 return ''
-            state = server.vm_state if server else _('gone')
-            return _('and is %s since') % state
+            return _('and is %s since') % server.vm_state
 
         def not_attached(outcome: apply.Outcome) -> str:
             pair = pairs.get((outcome.server_id, outcome.volume_id))
@@ -659,13 +730,22 @@ def _key(item: plan.Item) -> Key:
 
 
 def _shown(step: Step, fresh: tuple[plan.Item, ...]) -> Step:
-    """Keep to what the operator was shown."""
-    shown = {(_key(i), i.do in plan.ACTING) for i in step.items}
+    """Keep to what the operator was shown.
+
+    A server that is to be started may first have to be stopped; of a record
+    just that is done.
+    """
+
+    def what(item: plan.Item) -> tuple[Key, object]:
+        acts = item.do in plan.ACTING
+        return _key(item), acts and (step.name == START or item.do)
+
+    shown = {what(i) for i in step.items}
     return dataclasses.replace(
         step,
         items=tuple(
             i
-            if i.do not in plan.ACTING or (_key(i), True) in shown
+            if i.do not in plan.ACTING or what(i) in shown
             else dataclasses.replace(
                 i,
                 do=plan.Do.FLAG,
@@ -700,6 +780,21 @@ def _confirm_lone(volume_id: str, seen: facts.Observation) -> None:
         raise exceptions.Changed(
             _('the volume is no longer as its reset left it')
         )
+
+
+def _without_deleted(step: Step, seen: facts.Observation) -> Step:
+    """Leave what was done to servers that their users deleted since."""
+    return dataclasses.replace(
+        step,
+        outcomes=tuple(
+            o
+            if o.status != apply.DONE or o.server_id in seen.servers
+            else dataclasses.replace(
+                o, status=apply.LEFT, what=_('the server was deleted since')
+            )
+            for o in step.outcomes
+        ),
+    )
 
 
 def _doubt(

@@ -227,11 +227,13 @@ class Repair:
         """Judge what was healed once more."""
         if not outcomes:
             return outcomes
+        try:
+            seen = self._databases.observe()
+        except exceptions.DrpError as error:
+            return apply.not_verified(outcomes, error)
         left = {
             (j.pair.server_id, j.pair.volume_id): j.verdict
-            for j in verdicts.judge_all(
-                self._databases.observe(), self._dead_hosts
-            )
+            for j in verdicts.judge_all(seen, self._dead_hosts)
             if not j.well
         }
         checked = []

@@ -13,7 +13,6 @@
 """Step 2 of the procedure: take attachments off both records, row by row."""
 
 import collections.abc
-import dataclasses
 import functools
 
 from osc_drp import exceptions
@@ -231,13 +230,7 @@ class Reset:
         try:
             seen = self._databases.observe()
         except exceptions.DrpError as error:
-            what = _('reset, but not verified: %s') % error
-            return [
-                dataclasses.replace(o, status=apply.OPEN, what=what)
-                if o.status == apply.DONE
-                else o
-                for o in outcomes
-            ]
+            return apply.not_verified(outcomes, error)
         left = self._left(seen)
         checked = []
         for o in outcomes:

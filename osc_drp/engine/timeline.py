@@ -224,7 +224,9 @@ class _Reader:
         event = _text(entry.get('event'))
         if event == 'resume':
             self._cut()
-        self._pass_time(entry, event)
+        if 'by' not in entry:
+            # another run's release of a lock is nobody's work here
+            self._pass_time(entry, event)
         if self._sitting is None:
             self._sitting = self._now
         if self.begun is None:

@@ -27,6 +27,9 @@ from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.engine import journal
+from osc_drp.engine import locks
+from osc_drp.tests.unit.engine import build
+from osc_drp.tests.unit.engine import fakes
 
 SUBJECT = {'map': 'f' * 64, 'selection': {'servers': ['s1']}}
 HOLD = """
@@ -387,19 +390,21 @@ class TestRunDirectory(TestCase):
             ('v2', 'R3a', 'open'),
             ('v3', 'R5', 'done'),
             ('v4', 'R3a', 'done'),
+            ('killed', 'R3a', None),
+            ('failed', 'R3a', 'failed'),
         ):
-            run.write(
-                'outcome',
-                action='repair',
-                rule=rule,
-                server='s1',
-                volume=volume,
-                status=status,
-                what='',
-            )
+            key = {'rule': rule, 'server': 's1', 'volume': volume}
+            run.write('old', action='repair', rows=[], **key)
+            if status:
+                run.write(
+                    'outcome', action='repair', status=status, what='', **key
+                )
         # it was attached again, and a reset of ours took it off
         self.reset(self.begin(), 'v4', '6', 'done')
-        self.assertEqual({('s1', 'v1')}, self.runs.wished_off())
+        self.assertEqual(
+            {('s1', v) for v in ('v1', 'killed', 'failed')},
+            self.runs.wished_off(),
+        )
 
     def test_resets(self):
         run = self.begin()
@@ -443,6 +448,22 @@ class TestRunDirectory(TestCase):
         second = self.begin('recover')
         second.write('lock', server='s3')
         self.assertEqual({'s2': first.id, 's3': second.id}, self.runs.locks())
+
+    def test_a_release_is_of_the_lock_before_it(self):
+        first = self.begin('recover')
+        first.write('lock', server='s1')
+        said = []
+        released = locks.Locks(
+            fakes.Cloud(build.seen([build.server()])),
+            self.begin('servers restart'),
+            said.append,
+        )
+        released.release('s1', first.id)
+        self.assertEqual({}, self.runs.locks())
+        # taken up again, and killed again
+        first.write('lock', server='s1')
+        self.assertEqual({'s1': first.id}, self.runs.locks())
+        self.assertEqual([], said)
 
     def test_late_attaches(self):
         run = self.begin('recover')

@@ -85,6 +85,16 @@ class TestLocks(unittest.TestCase):
             self._held()
         self.assertFalse(self.cloud.server('s1').locked)
 
+    def test_deleted_before_it_could_be_locked(self):
+        def delete(_id):
+            self.cloud.set(servers={})
+
+        error = exceptions.NotFound('no server s1')
+        self.cloud.next('lock', fakes.then_raise(error, delete))
+        with self.assertRaises(exceptions.NotFound):
+            self._held()
+        self.assertEqual(['lock', 'unlocked'], self._kinds())
+
     def test_not_unlocked_is_said_and_kept(self):
         error = exceptions.ApiError('nova is away')
         self.cloud.next('unlock', fakes.then_raise(error))

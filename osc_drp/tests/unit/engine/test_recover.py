@@ -13,16 +13,20 @@
 """What a recovery tells, on simulated clouds; its interruptions are tested
 in test_interrupted.py."""
 
+import contextlib
 import dataclasses
 import unittest
+from unittest import mock
 
 from osc_drp import exceptions
 from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import plan
 from osc_drp.engine import recover
+from osc_drp.engine import reset
 from osc_drp.tests.simulated import disasters
 from osc_drp.tests.simulated import recovery
+from osc_drp.tests.simulated import seed
 from osc_drp.tests.simulated import world as simulated
 from osc_drp.tests.unit.engine import build
 
@@ -120,6 +124,129 @@ class TestTold(TestCase):
                     not names,
                     ('start', world.server_id('web1'), '') in self.told,
                 )
+
+    def test_a_server_that_is_deleted_while_another_starts(self):
+        world, cloud_map = disasters.lost('app1', 'db1', 'web1')
+        web1, db1 = world.server_id('web1'), world.server_id('db1')
+
+        def prepare(process):
+            start = process.cloud.start
+
+            def and_two_are_deleted(server_id):
+                start(server_id)
+                if server_id == db1:
+                    # in spite of our lock; the other before its turn
+                    world.delete_server(db1, user=simulated.ADMIN)
+                    world.delete_server(web1)
+
+            process.cloud.start = and_two_are_deleted
+
+        self.recover(world, cloud_map, prepare=prepare)
+        gone = {t for k, t in self.told.items() if k[1] in (web1, db1)}
+        self.assertIn(('left', 'the server was deleted since'), gone)
+        self.assertNotIn('failed', {status for status, _what in gone})
+        self.assertNotIn('untried', {status for status, _what in gone})
+        self.assertEqual('done', self.result(world, 'start', 'app1')[0])
+
+    def test_what_is_deleted_before_the_last_look_is_left(self):
+        step = recover.Step(
+            'start', (), (apply.Outcome('s1', '', apply.DONE, 'started'),)
+        )
+        step = recover._without_deleted(step, build.seen())
+        self.assertEqual(
+            [('left', 'the server was deleted since')],
+            [(o.status, o.what) for o in step.outcomes],
+        )
+
+    def meanwhile(self, change):
+        """Let something happen while the question waits."""
+        carry_out = recover.Recover.carry_out
+
+        def changed(job, *args):
+            change()
+            return carry_out(job, *args)
+
+        self.enterContext(
+            mock.patch.object(recover.Recover, 'carry_out', changed)
+        )
+
+    def test_a_server_that_its_user_started_while_the_question_waited(self):
+        world, cloud_map = disasters.lost('web1', 'app1')
+
+        def change():
+            world.start(world.server_id('web1'))
+            world.sleep(10)
+
+        self.meanwhile(change)
+        self.recover(world, cloud_map, classic=False)
+        self.assertEqual(
+            ('done', 'somebody started it'),
+            self.result(world, 'start', 'web1'),
+        )
+        self.assertEqual('done', self.result(world, 'start', 'app1')[0])
+
+    def test_a_lock_that_stays_is_told(self):
+        """Of a server that runs, too: nothing else is open there."""
+        world, cloud_map = disasters.lost('web1')
+        subject = recovery.in_one(False)
+
+        def ill(case):
+            error = exceptions.ApiError('nova is ill')
+            case.process.fail('unlock', *[error] * 9)
+            subject(case)
+
+        with recovery.scratch() as directory:
+            case = recovery.Case(world, cloud_map, directory)
+            for _time in range(2):
+                self.assertFalse(case.go(ill))
+                self.told = case.told
+                status, what = self.result(world, 'start', 'web1')
+                self.assertEqual('open', status)
+                self.assertIn('still locked', what)
+            self.assertTrue(case.go(subject))
+            self.assertEqual([], case.our_locks())
+            self.assertEqual({}, case.runs.locks())
+
+    def test_refused_after_a_repair_is_not_nothing_changed(self):
+        world, cloud_map = disasters.lost('web1', 'app1')
+        world.reset_volume_status(
+            world.volume_id('web1-data'), 'available', 'detached'
+        )
+        settled = reset.Reset.propose_settled
+        refused = exceptions.Refused('it changed')
+        with recovery.scratch() as directory, contextlib.ExitStack() as stack:
+            stack.enter_context(
+                mock.patch.object(
+                    reset.Reset, 'propose_settled', side_effect=refused
+                )
+            )
+            case = recovery.Case(world, cloud_map, directory)
+            case.go(recovery.in_one(True))
+            self.assertNotIsInstance(case.error, exceptions.Refused)
+            self.assertIn('it changed', str(case.error))
+            self.assertIn('stays repaired', str(case.error))
+        self.assertIs(settled, reset.Reset.propose_settled)
+
+    def test_a_users_half_done_detach_is_finished_and_not_undone(self):
+        """The map is newer than the wish, and so does not tell of it."""
+        world = seed.make('app1')
+        cloud_map = seed.take_map(world)
+        app1, volume = world.server_id('app1'), world.volume_id('app1-data')
+        world.detach(app1, volume)
+        world.sleep(0.7)  # cinder forgot, nova did not yet
+        world.power_loss()
+        world.sleep(60)
+        cloud_map = dataclasses.replace(
+            cloud_map, taken_at=world.records.observe(world.now()).taken_at
+        )
+        world.power_on()
+        world.sleep(70)
+        key = 'attach', app1, volume
+
+        case = self.recover(world, cloud_map, classic=False)
+        self.assertEqual('leave', self.told[key][0])
+        self.assertIn('finished by a repair', self.told[key][1])
+        self.assertEqual([], recovery.check_journals(case, False))
 
     def test_no_lock_is_left_and_others_stay(self):
         world, cloud_map = disasters.lost('web1', 'app1')
@@ -271,6 +398,16 @@ class TestPlan(unittest.TestCase):
             [plan.Do.START, plan.Do.FLAG], [i.do for i in step.items]
         )
         self.assertIn('run again', step.items[1].reason)
+
+    def test_a_record_is_written_as_shown(self):
+        for name, do in (('repair', 'flag'), ('start', 'stop')):
+            shown, fresh = plan.Do.REPAIR, plan.Do.RESET
+            if name == 'start':
+                shown, fresh = plan.Do.START, plan.Do.STOP
+            step = recover._shown(
+                recover.Step(name, self.items(shown)), self.items(fresh)
+            )
+            self.assertEqual([do], [str(i.do) for i in step.items])
 
 
 class TestDoubt(unittest.TestCase):

@@ -81,6 +81,16 @@ class TestBars(unittest.TestCase):
         self.assertEqual((1, 0, 0), found.counts)
         self.assertEqual([], found.problems())
 
+    def test_a_lock_that_another_run_released_takes_no_time(self):
+        found = build(
+            entry(0, 'begin', command='recover'),
+            entry(1, 'lock', server='s1'),
+            entry(13, 'end'),
+            entry(7200, 'unlocked', server='s1', by='a later run'),
+        )
+        self.assertEqual(13, found.span.seconds)
+        self.assertEqual((), tuple(found.locked))
+
     def test_stop_and_start_are_one_restart(self):
         found = build(
             entry(0, 'begin', command='servers restart'),
