@@ -259,6 +259,7 @@ class RestoreAttachments(base.DrpLister):
             say,
             resets=held.runs.resets(),
             wished_off=held.runs.wished_off(),
+            failing=held.runs.failing(),
             limits=apply.Limits(parsed_args.parallel, parsed_args.per_host),
             wait=parsed_args.wait,
         )

@@ -101,4 +101,5 @@ class RestartServers(base.DrpLister):
                 locks=held.runs.locks(),
                 unanswered=held.runs.unanswered_reboots(),
             ),
+            failing=held.runs.failing(),
         )

@@ -103,6 +103,18 @@ class Lane:
         )
 
 
+def troubled_last(
+    lanes: collections.abc.Iterable[Lane],
+    failing: collections.abc.Container[str],
+) -> list[Lane]:
+    """Let those who failed the last time wait for all others.
+
+    As the first one, who runs alone, a server that cannot be started would
+    stop every run.
+    """
+    return sorted(lanes, key=lambda lane: lane.key in failing)
+
+
 class Limits:
     """How much at once."""
 

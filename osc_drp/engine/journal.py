@@ -498,6 +498,26 @@ class RunDirectory:
                     del found[entry['server']]
         return found
 
+    def failing(self) -> frozenset[str]:
+        """Tell which servers failed when they were tried last.
+
+        By the newest outcome of the server's start, and of each attach.
+        """
+        newest: dict[tuple[str, str], str] = {}
+        for path in self.runs():
+            for entry in read(path):
+                if entry['event'] == 'outcome' and entry.get('action') in (
+                    'restart',
+                    'attach',
+                ):
+                    key = entry['server'], entry.get('volume', '')
+                    newest[key] = entry['status']
+        return frozenset(
+            server_id
+            for (server_id, _volume), status in newest.items()
+            if status == 'failed'
+        )
+
     def undone(self, run_id: str) -> frozenset[int]:
         """Tell which entries of a run were put back by undo runs."""
         found = set()

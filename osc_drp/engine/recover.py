@@ -81,6 +81,7 @@ class Memory:
     shielded: frozenset[str]
     stops: collections.abc.Mapping[str, list[str | None]]
     locks: collections.abc.Mapping[str, str]
+    failing: collections.abc.Container[str] = ()
 
     @classmethod
     def of(cls, runs: journal.RunDirectory) -> 'Memory':
@@ -91,6 +92,7 @@ class Memory:
             runs.shielded(),
             runs.stops(),
             runs.locks(),
+            runs.failing(),
         )
 
 
@@ -443,9 +445,10 @@ class Recover:
             self._say,
         ):
             run.write('wave', number=number, servers=list(server_ids))
-            outcomes += self._do_wave(
-                [lanes[s] for s in server_ids], exports, counter
+            wave = apply.troubled_last(
+                (lanes[s] for s in server_ids), self._memory.failing
             )
+            outcomes += self._do_wave(wave, exports, counter)
         for server_id, group in wanted.items():
             if server_id not in self.seen.servers:
                 why = _('the server was deleted since')

@@ -67,6 +67,7 @@ class Restart:
         *,
         our_stops: collections.abc.Mapping[str, list[str | None]],
         known: cleaner.Known | None = None,
+        failing: collections.abc.Container[str] = (),
         clock: ports.Clock | None = None,
     ) -> None:
         """Prepare a restart.
@@ -74,6 +75,7 @@ class Restart:
         :param our_stops: by server, the newest request id right before
             each stop that a run of ours sent
         :param known: what resets with --cinder-only left to be done
+        :param failing: servers that failed the last time
         """
         self._cloud = cloud
         self._map = cloud_map
@@ -81,6 +83,7 @@ class Restart:
         self._settings = settings
         self._say = say
         self._our_stops = our_stops
+        self._failing = failing
         self._clock = clock or ports.RealClock()
         self._cleaner = cleaner.Cleaner(
             cloud,
@@ -477,6 +480,7 @@ class Restart:
                     [untried],
                 )
             )
+        lanes = apply.troubled_last(lanes, self._failing)
         return apply.run(lanes, self._settings.limits, self._say, step=step)
 
     def _restart_lane(

@@ -53,6 +53,7 @@ class Restore:
         wished_off: collections.abc.Container[tuple[str, str]] = (),
         shielded: collections.abc.Container[str] = (),
         unshield: Unshield = lambda volume_id, run: None,
+        failing: collections.abc.Container[str] = (),
         limits: apply.Limits,
         wait: float = 300.0,
         clock: ports.Clock | None = None,
@@ -64,6 +65,7 @@ class Restore:
         :param shielded: volumes that a reset of ours left reserved
         :param unshield: makes such a volume available right before its
             attach, if it still is what we left; else raises
+        :param failing: servers that failed the last time
         :param wait: seconds that one attach may take
         """
         self._cloud = cloud
@@ -74,6 +76,7 @@ class Restore:
         self._wished_off = wished_off
         self._shielded = shielded
         self._unshield = unshield
+        self._failing = failing
         self._limits = limits
         self._wait = wait
         self._clock = clock or ports.RealClock()
@@ -189,6 +192,7 @@ class Restore:
                 acting, lambda i: i.server_id
             ).items()
         ]
+        lanes = apply.troubled_last(lanes, self._failing)
         return apply.run(lanes, self._limits, self._say, step=step)
 
     def attach_all(

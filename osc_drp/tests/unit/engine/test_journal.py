@@ -440,6 +440,26 @@ class TestRunDirectory(TestCase):
         run.write('before', action='stop', server='s1', newest='r3')
         self.assertEqual({'s1': ['r1', 'r3'], 's2': [None]}, self.runs.stops())
 
+    def test_failing(self):
+        for told in (
+            {'s1': 'failed', 's2': 'failed', 's3': 'done'},
+            {'s1': 'done', 's3': 'open'},
+        ):
+            run = self.begin('servers restart')
+            for server, status in told.items():
+                run.write(
+                    'outcome', action='restart', server=server, status=status
+                )
+        for volume, status in ('v1', 'failed'), ('v2', 'done'):
+            run.write(
+                'outcome',
+                action='attach',
+                server='s4',
+                volume=volume,
+                status=status,
+            )
+        self.assertEqual({'s2', 's4'}, self.runs.failing())
+
     def test_locks(self):
         first = self.begin('recover')
         first.write('lock', server='s1')

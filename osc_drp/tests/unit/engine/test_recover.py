@@ -207,6 +207,39 @@ class TestTold(TestCase):
             self.assertEqual([], case.our_locks())
             self.assertEqual({}, case.runs.locks())
 
+    def test_one_that_always_fails_stops_the_first_run_only(self):
+        for subject in recovery.in_one(False), recovery.commands(False):
+            world, cloud_map = disasters.lost('app1', 'web1')
+            app1, web1 = map(world.server_id, ('app1', 'web1'))
+            told = []
+            with recovery.scratch() as directory:
+                case = recovery.Case(world, cloud_map, directory)
+                for _run in range(2):
+                    case.go(self.without(app1, subject))
+                    starts = {
+                        key[1]: what[0]
+                        for key, what in case.told.items()
+                        if key[0] in ('start', 'servers restart')
+                    }
+                    told.append([starts[app1], starts[web1]])
+            self.assertEqual([['failed', 'untried'], ['failed', 'done']], told)
+
+    def without(self, server_id, subject):
+        """Run it on a cloud where that server cannot be started."""
+
+        def run(case):
+            start = case.process.cloud.start
+
+            def refused(wanted):
+                if wanted == server_id:
+                    raise exceptions.ApiError('no such disk')
+                start(wanted)
+
+            case.process.cloud.start = refused
+            subject(case)
+
+        return run
+
     def test_refused_after_a_repair_is_not_nothing_changed(self):
         world, cloud_map = disasters.lost('web1', 'app1')
         world.reset_volume_status(
