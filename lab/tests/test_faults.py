@@ -418,6 +418,14 @@ def test_rabbitmq_down(the_map, lost, proxy):
     run = Told(proxy, *RECOVER, '--classic', '--wait', '40', timeout=300)
     assert run.rc == 4 and 'nova-compute on compute1' in run.err.splitlines()[-1], (run.err, run.out)
     labkit.lab('start', 'rabbitmq')
+    # the start may have died with the queues: then its server is busy until nova-compute is restarted, and does it
+    try:
+        labkit.wait_until(lambda: not labkit.servers()[first]['task_state'], 60, 'nova-compute has the request')
+    except AssertionError:
+        [row] = rows(*RESTART, *APPROVED, '--server', first, '--wait', '5', '--settle', '5', rc=3)
+        assert 'a restart of nova-compute on compute1 repeats it' in row['Reason'], row
+        labkit.lab('restart', '--kill', 'nova-compute1')
+        labkit.wait_status(60, **{first: 'ACTIVE'})
     finished(the_map, since, '--classic')
 
 

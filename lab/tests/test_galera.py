@@ -116,6 +116,7 @@ def node(tmp_path_factory):
     if not PROVIDER.exists():
         # who has no root or another distribution goes without; CI must not be green without it
         (pytest.fail if os.environ.get('CI') else pytest.skip)('galera-4 cannot be installed here')
+    labkit.restore_snapshot('seeded')
     one = Node(tmp_path_factory.mktemp('galera'))
     one.start()
     try:

@@ -134,7 +134,7 @@ class Restart:
         if unproven:
             self._prove(unproven)
             items = self._decide(seen)
-        return tuple(_give_up(i) for i in items)
+        return tuple(_give_up(i, seen) for i in items)
 
     def _prove(self, server_ids: list[str]) -> None:
         """Ask the hypervisors; one that hangs takes a minute for each."""
@@ -181,7 +181,7 @@ class Restart:
         self, expected: collections.abc.Iterable[plan.Item] = ()
     ) -> tuple[plan.Item, ...]:
         """Plan as ``decide``; who must be waited for is flagged."""
-        return tuple(_give_up(i) for i in self.decide(expected))
+        return tuple(_give_up(i, self.seen) for i in self.decide(expected))
 
     def _look(self) -> facts.Observation:
         seen = self._cloud.observe()
@@ -703,12 +703,23 @@ class Restart:
         )
 
 
-def _give_up(item: plan.Item) -> plan.Item:
+def _give_up(item: plan.Item, seen: facts.Observation) -> plan.Item:
+    """Flag what was waited for; say what may help.
+
+    A request that nova-compute never got (RabbitMQ died with it) leaves its
+    server busy for ever; nova-compute repeats it when it starts (nova 34.0.0
+    compute/manager.py _init_instance).
+    """
     if item.do not in (plan.Do.WAIT, plan.Do.PROVE):
         return item
-    return dataclasses.replace(
-        item, do=plan.Do.FLAG, reason=_('waited in vain: %s') % item.reason
-    )
+    reason = _('waited in vain: %s') % item.reason
+    server = seen.servers.get(item.server_id)
+    if server and server.task_state in ('powering-on', 'powering-off'):
+        reason += _(
+            '; if its nova-compute lost the request, a restart of '
+            'nova-compute on %s repeats it'
+        ) % (server.host or _('its host'))
+    return dataclasses.replace(item, do=plan.Do.FLAG, reason=reason)
 
 
 def _waits_for(items: list[plan.Item]) -> str:

@@ -147,6 +147,14 @@ class TestPropose(TestCase):
         self.clock.later(20, lambda: self.cloud.change('s1', task_state=None))
         self.assertIs(Do.START, self.one().do)
 
+    def test_a_request_that_nova_compute_never_got(self):
+        self.cloud.change('s1', task_state='powering-on')
+        item = self.one(wait=30.0, settle=0.0)
+        self.assertIs(Do.FLAG, item.do)
+        self.assertIn(
+            f'a restart of nova-compute on {build.HOST}', item.reason
+        )
+
     def test_busy_is_not_waited_for_without_end(self):
         self.cloud.change('s1', task_state='rebuilding')
         item = self.one(wait=30.0, settle=0.0)
