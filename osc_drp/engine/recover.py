@@ -42,6 +42,7 @@ from osc_drp.engine import restart
 from osc_drp.engine import restore
 from osc_drp.engine import rules
 from osc_drp.engine import session
+from osc_drp.engine import sidebyside
 from osc_drp.engine import units
 from osc_drp.engine import verdicts
 from osc_drp.engine import waves
@@ -707,7 +708,9 @@ class Recover:
         Two minutes after its start a guest with systemd has given up waiting
         for a disk (DESIGN 6).
         """
-        started = [o for o in start.outcomes if o.status == apply.DONE]
+        started = [
+            o.server_id for o in start.outcomes if o.status == apply.DONE
+        ]
         if not started or not self._settings.console:
             return start
         left = (
@@ -719,12 +722,17 @@ class Recover:
                 % {'seconds': left, 'count': len(started)}
             )
             self._clock.sleep(left)
+        consoles = sidebyside.each(
+            self._cloud.console,
+            started,
+            self._settings.starting.limits.parallel,
+        )
         evidence = {}
-        for outcome in started:
-            why = reboot.why_hanging(self._cloud.console(outcome.server_id))
+        for server_id, lines in zip(started, consoles, strict=True):
+            why = reboot.why_hanging(lines)
             if why:
-                run.write('console', server=outcome.server_id, what=why)
-                evidence[outcome.server_id] = _('but %s') % why
+                run.write('console', server=server_id, what=why)
+                evidence[server_id] = _('but %s') % why
         return _doubt(start, lambda o: evidence.get(o.server_id, ''))
 
 
