@@ -14,6 +14,7 @@
 
 import argparse
 import contextlib
+import datetime
 import shlex
 import typing as ty
 
@@ -29,6 +30,8 @@ if ty.TYPE_CHECKING:
 
 #: The map of a run, in its directory.
 MAP = 'map.json'
+#: An unfinished run that rested for longer may be of another loss.
+STALE = datetime.timedelta(days=1)
 #: What --resume brings back of its run, and nobody gives beside it. All else
 #: (waiting, limits, databases, ssh, guests) is as it is given now.
 BROUGHT_BACK = (
@@ -269,9 +272,19 @@ class Recover(base.DrpLister):
         unfinished = held.unfinished()
         if unfinished and (unfinished / MAP).exists():
             cloud_map = mapfile.read(str(unfinished / MAP))
+            words = {'run': unfinished.name, 'time': cloud_map.taken_at}
+            if parsed_args.resume is None and held.idle() > STALE:
+                raise exceptions.Refused(
+                    _(
+                        'run %(run)s is not finished, its map is of %(time)s '
+                        'and may be of another loss: go on with it by '
+                        '--resume %(run)s, or save a map and name it'
+                    )
+                    % words
+                )
             held.say(
                 _('run %(run)s is not finished: its map is of %(time)s')
-                % {'run': unfinished.name, 'time': cloud_map.taken_at}
+                % words
             )
         elif parsed_args.resume is not None:
             raise exceptions.DrpError(

@@ -152,6 +152,12 @@ def _has_journal(path: pathlib.Path) -> bool:
     return True
 
 
+def idle(entries: list[Entry]) -> datetime.timedelta:
+    """Tell how long ago a run wrote its last entry, by this clock."""
+    last = datetime.datetime.fromisoformat(entries[-1]['at'])
+    return datetime.datetime.now(datetime.UTC) - last
+
+
 def boot_ids(entries: list[Entry]) -> dict[str, str]:
     """Tell which boot of each guest a run meant to end.
 

@@ -14,6 +14,7 @@
 
 import collections.abc
 import contextlib
+import datetime
 import getpass
 import os
 import pathlib
@@ -100,6 +101,10 @@ class Session:
         """Read the journal of the run that this invocation goes on with."""
         unfinished = self.unfinished()
         return journal.read(unfinished) if unfinished else []
+
+    def idle(self) -> datetime.timedelta:
+        """Tell how long nobody has gone on with the unfinished run."""
+        return journal.idle(self.earlier())
 
     def unfinished(self) -> pathlib.Path | None:
         """Find the run that ``journal`` would go on with."""

@@ -123,6 +123,23 @@ class TestInterrupted(RecoverTest):
         self.recover(*words[5:], '--auto-approve')
         self.assertEqual({'s1'}, {server for _do, server in self.cloud.sent})
 
+    def test_a_run_of_long_ago_is_not_taken_up_unasked(self):
+        bare = f'--run-dir={self.dir / "runs"}', '--lost-at=2026-11-22T03:30Z'
+        long_ago = '2026-10-01T00:00:00.000+00:00'
+        for server in 's1', 's2':
+            self.cloud.log(server, 'stop', user=None)
+        with mock.patch.object(journal, '_now', lambda: long_ago):
+            words = self.interrupt('--lost-at=2026-11-22T03:30Z')
+        self.cloud.sent.clear()
+        for how in '--auto-approve', '--dry-run':
+            with self.assertLogs() as logs:
+                code = self.recover(*bare, how)
+            self.assertEqual(exceptions.REFUSED, code)
+            self.assertIn('may be of another loss', logs.output[-1])
+            self.assertIn('--resume', logs.output[-1])
+        self.assertEqual([], self.cloud.sent)
+        self.assertEqual(0, self.recover(*words[5:], '--auto-approve'))
+
     def test_of_a_resumed_run(self):
         words = self.interrupt('map.json')
         self.err.truncate(0)
