@@ -67,12 +67,22 @@ class Run:
     """One run's journal, open for appending; safe for threads."""
 
     def __init__(self, path: pathlib.Path) -> None:
+        """Open it.
+
+        :raises DrpError: it cannot be read and written
+        """
         self.path = path
         self._guard = threading.Lock()
-        self._fd = os.open(
-            path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
-        )
-        content = (path / FILE).read_bytes()
+        try:
+            self._fd = os.open(
+                path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+            )
+            content = (path / FILE).read_bytes()
+        except OSError as error:
+            raise exceptions.DrpError(
+                _('cannot open the journal %(path)s: %(error)s')
+                % {'path': path / FILE, 'error': error.strerror}
+            ) from error
         #: The power, or a full disk, cut the last line in the middle.
         self._torn = bool(content) and not content.endswith(b'\n')
 

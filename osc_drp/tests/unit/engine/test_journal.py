@@ -469,6 +469,15 @@ class TestRunDirectory(TestCase):
         second.write('lock', server='s3')
         self.assertEqual({'s2': first.id, 's3': second.id}, self.runs.locks())
 
+    def test_a_journal_that_cannot_be_opened(self):
+        run = self.begin('recover')
+        (run.path / journal.FILE).unlink()
+        (run.path / journal.FILE).mkdir()
+        with self.assertRaisesRegex(
+            exceptions.DrpError, f'cannot open the journal {run.path}'
+        ):
+            journal.Run(run.path)
+
     def test_a_release_is_of_the_lock_before_it(self):
         first = self.begin('recover')
         first.write('lock', server='s1')
