@@ -557,11 +557,7 @@ class Restart:
         # nova's own stop, for instance, may be under way
         server = self._poll(server_id, lambda s: True, 'let go of')
         if server.vm_state == 'active' and item.do is plan.Do.START:
-            started = _('somebody started it')
-            done = dataclasses.replace(
-                item, do=plan.Do.NOTHING, reason=started
-            )
-            return done, None
+            return self._started_by_others(item, server), None
         if server.power_state == facts.RUNNING:
             self._runs[server_id] = self._cloud.diagnostics_running(server_id)
         seen = self._seen_now(server)
@@ -589,6 +585,25 @@ class Restart:
         if not cleaned:
             step = self._cleaner.decide(step, seen)
         return step, log
+
+    def _started_by_others(
+        self, item: plan.Item, server: facts.Server
+    ) -> plan.Item:
+        """Tell of a server that is active, and was off when it was planned.
+
+        Its guest may be off again (another loss): the hypervisor knows.
+        """
+        do, reason = plan.Do.NOTHING, _('somebody started it')
+        if (
+            not server.ran
+            or self._cloud.diagnostics_running(server.id) is False
+        ):
+            do = plan.Do.FLAG
+            reason = _(
+                'somebody started it, and its guest is off: run again when '
+                'nova has noticed'
+            )
+        return dataclasses.replace(item, do=do, reason=reason)
 
     def _seen_now(self, server: facts.Server) -> facts.Observation:
         """Give what was seen, its records read again if not fresh."""

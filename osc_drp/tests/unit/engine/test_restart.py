@@ -779,6 +779,23 @@ class TestMeanwhile(TestCase):
         change()
         return self.carry_out(items)
 
+    def test_somebody_started_it_and_the_guest_is_off_again(self):
+        for power_state, runs in (
+            (facts.RUNNING, False),
+            (facts.SHUTDOWN, True),
+        ):
+            with self.subTest(power_state):
+                self.setUp()
+                self.cloud.diagnostics['s1'] = runs
+                outcome = self.meanwhile(
+                    lambda power_state=power_state: self.cloud.change(
+                        's1', vm_state='active', power_state=power_state
+                    )
+                )
+                self.assertEqual('open', outcome.status)
+                self.assertIn('its guest is off', outcome.what)
+                self.assertEqual([], self.cloud.sent)
+
     def test_somebody_started_it(self):
         outcome = self.meanwhile(
             lambda: self.cloud.change(
