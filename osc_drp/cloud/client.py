@@ -72,6 +72,9 @@ class Client:
     def observe(self) -> facts.Observation:
         return read.observe(self.api, network=True)
 
+    def renew(self, seen: facts.Observation) -> facts.Observation:
+        return read.renew(self.api, seen, network=True)
+
     def server(self, server_id: str) -> facts.Server:
         return read.server(self.api, server_id)
 

@@ -75,6 +75,25 @@ def observe(api: session.Api, network: bool = False) -> facts.Observation:
     )
 
 
+def renew(
+    api: session.Api, seen: facts.Observation, network: bool = False
+) -> facts.Observation:
+    """Read again how the servers and services are that ``observe`` saw.
+
+    Volumes and both records of the attachments stay as they were seen: they
+    cost a request per server, and nothing is waited for that shows there.
+
+    :param network: also list neutron's agents among the services.
+    :raises exceptions.DrpError: as ``observe``.
+    """
+    listing.check_cells(api)
+    reader = _Reader(api, taken_at=api.now)
+    services_seen = services(api, network)
+    reader.read_servers()
+    listing.check_cells(api)
+    return seen.renewed(reader.taken_at, reader.servers, services_seen)
+
+
 class _Reader:
     """One observation while it grows."""
 

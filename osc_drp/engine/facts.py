@@ -192,6 +192,26 @@ class Observation:
     #: Servers that are still a build request (no cell).
     building: frozenset[str] = frozenset()
 
+    def renewed(
+        self,
+        taken_at: str,
+        servers: ty.Mapping[str, Server],
+        services: tuple[Service, ...],
+    ) -> 'Observation':
+        """Give the same with servers and services as they are by now.
+
+        Servers deleted since are gone with their mappings; of those made
+        since nothing else is known, so they are left out.
+        """
+        still = {i: s for i, s in servers.items() if i in self.servers}
+        return dataclasses.replace(
+            self,
+            taken_at=taken_at,
+            servers=still,
+            mappings=tuple(m for m in self.mappings if m.server_id in still),
+            services=services,
+        )
+
     def name_of(self, server_id: str) -> str:
         """Give what an operator calls a server; its id if it is unknown."""
         server = self.servers.get(server_id)

@@ -43,6 +43,12 @@ class Cloud(ty.Protocol):
     def observe(self) -> facts.Observation:
         """Read everything, in bulk, services included."""
 
+    def renew(self, seen: facts.Observation) -> facts.Observation:
+        """Read again how servers and services are; nothing else.
+
+        For a wait: it needs no request per server.
+        """
+
     def server(self, server_id: str) -> facts.Server:
         """Read one server; NotFound."""
 

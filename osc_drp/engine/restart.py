@@ -118,18 +118,22 @@ class Restart:
 
         :raises Refused: something that the selection needs is not up
         """
-        seen = self._gate()
+        seen, whole = self._gate(), True
         deadline = self._clock.monotonic() + max(
             self._settings.wait, self._settings.settle + 2 * POLL
         )
         while True:
             items = self._decide(seen)
             waiting = [i for i in items if i.do is plan.Do.WAIT]
-            if not waiting or self._clock.monotonic() > deadline:
+            over = not waiting or self._clock.monotonic() > deadline
+            if over and whole:
                 break
-            self._say(_waits_for(waiting))
-            self._clock.sleep(readiness.POLL)
-            seen = self._wait_for(self._look)
+            if not over:
+                self._say(_waits_for(waiting))
+                self._clock.sleep(readiness.POLL)
+            # what is planned in the end is planned on a whole look
+            seen = self._wait_for(self._look if over else self._glance)
+            whole = over
         unproven = [i.server_id for i in items if i.do is plan.Do.PROVE]
         if unproven:
             self._prove(unproven)
@@ -184,7 +188,13 @@ class Restart:
         return tuple(_give_up(i, self.seen) for i in self.decide(expected))
 
     def _look(self) -> facts.Observation:
-        seen = self._cloud.observe()
+        return self._note(self._cloud.observe())
+
+    def _glance(self) -> facts.Observation:
+        """Look only at what is waited for: no request per server."""
+        return self._note(self._cloud.renew(self.seen))
+
+    def _note(self, seen: facts.Observation) -> facts.Observation:
         now = self._clock.monotonic()
         self._seen_at = now
         self.seen = seen
@@ -369,7 +379,7 @@ class Restart:
             for what, server_ids in self._lacking.items():
                 for server_id in server_ids:
                     self._not_ready[server_id] = _('%s is not up') % what
-            return self.seen
+            return self._wait_for(self._look)
         self._warn_of_errors(seen)
         return seen
 
@@ -382,10 +392,16 @@ class Restart:
     def _look_ready(self) -> facts.Observation:
         """Look, and see that all that the selection needs is up.
 
-        :raises Away: something is not
+        What was missing is waited for with glances, until it is there.
+
+        :raises Away: something is not up
         """
-        self._lacking = {}
-        seen = self._look()
+        waited, self._lacking = bool(self._lacking), {}
+        if waited:
+            self._require_up(self._glance())
+        return self._require_up(self._look())
+
+    def _require_up(self, seen: facts.Observation) -> facts.Observation:
         self._lacking = self._missing(seen)
         if self._lacking:
             what = ', '.join(sorted(self._lacking))

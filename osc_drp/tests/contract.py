@@ -209,9 +209,13 @@ class Contract(unittest.TestCase):
             (web1.vm_state, web1.power_state, web1.task_state),
         )
         self.refused(self.bench.user.start('web1'), 409, 'vm_state active')
+        before = self.bench.cloud.observe()
         self.bench.computes_start()
         for name in seed.RAN:
             self.until_off(name)
+        renewed = in_words(self.bench.cloud.renew(before))
+        self.assertEqual(in_words(self.bench.cloud.observe()), renewed)
+        for name in seed.RAN:
             self.assertEqual(facts.SHUTDOWN, self.server(name).power_state)
             newest = self.newest(name)
             self.assertEqual(('stop', None), (newest.action, newest.user_id))

@@ -247,6 +247,10 @@ class Cloud:
     def observe(self) -> facts.Observation:
         return ty.cast(facts.Observation, self._read('observe', self._observe))
 
+    def renew(self, seen: facts.Observation) -> facts.Observation:
+        now = ty.cast(facts.Observation, self._read('renew', self._observe))
+        return seen.renewed(now.taken_at, now.servers, now.services)
+
     def _observe(self) -> facts.Observation:
         seen = self._records.observe(self._world.now())
         return facts.Observation(

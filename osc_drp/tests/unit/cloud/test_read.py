@@ -112,6 +112,27 @@ class TestObserve(Case):
         read.observe(self.api)
         self.assertNotIn('attachments/detail', self.paths())
 
+    def test_renew(self):
+        """No request per server, none to cinder's listings."""
+        stays, gone = self.cloud.add_server(1), self.cloud.add_server(2)
+        for number, server in enumerate((stays, gone)):
+            volume = self.cloud.add_volume(101 + number)
+            self.cloud.attach(server, volume, 201 + number)
+        seen = read.observe(self.api)
+        self.cloud.add_server(3)
+        del self.cloud.servers[gone]
+        self.cloud.servers[stays]['OS-EXT-STS:vm_state'] = 'stopped'
+        self.cloud.seen.clear()
+        now = read.renew(self.api, seen)
+        self.assertEqual({stays}, now.servers.keys())
+        self.assertEqual('stopped', now.servers[stays].vm_state)
+        self.assertEqual([stays], [m.server_id for m in now.mappings])
+        self.assertEqual((seen.volumes, seen.rows), (now.volumes, now.rows))
+        self.assertEqual(seen.services, now.services)
+        self.assertLessEqual(
+            set(self.paths()), {'servers', 'servers/detail', 'os-services'}
+        )
+
     def test_root(self):
         server = self.cloud.add_server(1, image='')
         self.cloud.attach(server, self.cloud.add_volume(101), 201, '/dev/vda')

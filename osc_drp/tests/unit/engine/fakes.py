@@ -137,6 +137,12 @@ class Cloud:
         self._effect('observe', None)
         return dataclasses.replace(self.seen, source=facts.API)
 
+    def renew(self, seen):
+        self.reads['renew'] += 1
+        self._effect('observe', None)
+        now = self.seen
+        return seen.renewed(now.taken_at, now.servers, now.services)
+
     def server(self, server_id):
         self.reads['server'] += 1
         self._effect('server', server_id)

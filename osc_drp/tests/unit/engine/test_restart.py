@@ -100,6 +100,17 @@ class TestPropose(TestCase):
         self.assertGreaterEqual(self.clock.slept, 50)
         self.assertLess(self.clock.slept, 60)
         self.assertIn('may not have looked yet', self.said[0])
+        # a whole look first and last; between them only at what changes
+        self.assertEqual(2, self.cloud.reads['observe'])
+        self.assertGreater(self.cloud.reads['renew'], 10)
+
+    def test_plans_on_the_records_as_they_are_after_the_wait(self):
+        self.cloud.change('s1', vm_state='active', power_state=facts.RUNNING)
+        self.clock.later(50, lambda: self.cloud.stopped('s1'))
+        self.clock.later(50, lambda: self.cloud.log('s1', 'stop', user=None))
+        self.clock.later(30, lambda: self.cloud.set(rows=()))
+        item = self.one()
+        self.assertEqual((Do.FLAG, 'R8'), (item.do, item.rule))
 
     def test_one_that_really_runs_is_proven_after_settling(self):
         self.cloud.change('s1', vm_state='active', power_state=facts.RUNNING)
@@ -277,6 +288,15 @@ class TestGate(TestCase):
         self.down('cinder-volume', build.BACKEND)
         self.clock.later(20, lambda: self.cloud.set(services=build.services()))
         self.assertIs(Do.START, self.one().do)
+        self.assertEqual(2, self.cloud.reads['observe'])
+        self.assertGreater(self.cloud.reads['renew'], 3)
+
+    def test_skips_on_the_records_as_they_are_after_the_wait(self):
+        self.down('nova-compute', build.HOST)
+        self.clock.later(20, lambda: self.cloud.set(rows=()))
+        job = self.job(wait=30.0, skip_not_ready=True)
+        job.propose_ready()
+        self.assertEqual((), job.seen.rows)
 
     def test_wait_nought_looks_once(self):
         self.down('nova-compute', build.HOST)
