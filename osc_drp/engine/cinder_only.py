@@ -27,7 +27,11 @@ from osc_drp.engine import kept
 from osc_drp.engine import plan
 from osc_drp.engine import ports
 from osc_drp.engine import reset
+from osc_drp.engine import sidebyside
 from osc_drp.i18n import _
+
+#: Requests at once.
+WORKERS = 8
 
 
 class HalfDatabases:
@@ -59,12 +63,8 @@ class HalfDatabases:
         self, server_ids: collections.abc.Collection[str], since: str
     ) -> list[facts.Action]:
         """Read the action logs of these servers, one request each."""
-        return [
-            action
-            for server_id in sorted(server_ids)
-            for action in self._actions(server_id)
-            if action.start_time >= since
-        ]
+        logs = sidebyside.each(self._actions, sorted(server_ids), WORKERS)
+        return [a for log in logs for a in log if a.start_time >= since]
 
     def _actions(self, server_id: str) -> tuple[facts.Action, ...]:
         try:

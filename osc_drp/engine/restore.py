@@ -208,7 +208,11 @@ class Restore:
         :param go_on: asked before each one after the first
         """
         outcomes: list[apply.Outcome] = []
-        changed = self._not_on(items[0].server_id)
+        try:
+            changed = self._not_on(items[0].server_id)
+        except exceptions.NotFound:
+            why = _('the server was deleted since')
+            return [_outcome(i, apply.LEFT, why) for i in items]
         if changed:
             return [_outcome(i, apply.OPEN, changed) for i in items]
         for number, item in enumerate(items):
@@ -241,11 +245,10 @@ class Restore:
 
         The question may have waited for its answer for an hour. An attach to
         a server that is off is accepted, and fails later (LAB.md).
+
+        :raises NotFound: nova does not know the server any more
         """
-        try:
-            server = self._cloud.server(server_id)
-        except exceptions.NotFound:
-            return _('the server was deleted since')
+        server = self._cloud.server(server_id)
         if server.ran and server.task_state is None:
             if self._cloud.diagnostics_running(server_id) is False:
                 # right after power-on nova still says what was true before

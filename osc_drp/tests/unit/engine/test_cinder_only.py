@@ -11,6 +11,7 @@
 # under the License.
 
 import contextlib
+import threading
 import unittest
 
 from osc_drp import exceptions
@@ -139,6 +140,17 @@ class TestReset(TestCase):
     def test_a_user_stopped_it(self):
         self.cloud.log('s1', 'stop', at='2026-11-22T05:00:00Z')
         self.assertEqual({'s1': Do.LEAVE, 's2': Do.RESET}, self.does())
+
+    def test_the_logs_are_read_side_by_side(self):
+        barrier, plain = threading.Barrier(2), self.cloud.actions
+
+        def both(server_id):
+            barrier.wait(timeout=30)
+            return plain(server_id)
+
+        self.cloud.actions = both
+        found = self.half.actions_since({'s2', 's1'}, '')
+        self.assertEqual(['s1', 's2'], [a.server_id for a in found])
 
     def test_deleted_server_has_no_log(self):
         def gone(server_id):

@@ -276,8 +276,9 @@ class TestRestore(unittest.TestCase):
 
     def test_server_deleted_meanwhile(self):
         found = self.restore(meanwhile=lambda: self.cloud.set(servers={}))
-        self.assertEqual({'open'}, set(self.statuses(found).values()))
-        self.assertIn('deleted', found['v3'].what)
+        self.assertEqual({'left'}, set(self.statuses(found).values()))
+        self.assertEqual('the server was deleted since', found['v3'].what)
+        self.assertEqual([], self.cloud.sent)
 
     def test_an_attach_under_way_is_waited_for_not_sent(self):
         self.cloud.do_attach(
