@@ -220,6 +220,13 @@ def names(
     return known
 
 
+def exit_code_of(
+    steps: collections.abc.Iterable['recover.Step'], dry_run: bool = False
+) -> int:
+    """Give the exit code of all steps of a recovery."""
+    return max(exit_code(s.items, s.outcomes, dry_run) for s in steps)
+
+
 def exit_code(
     items: collections.abc.Iterable[plan.Item],
     outcomes: collections.abc.Iterable[apply.Outcome],

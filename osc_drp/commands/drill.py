@@ -218,7 +218,7 @@ class Drill(recover.Recover):
             steps = job.carry_out(
                 steps, run, lambda: engine.Memory.of(held.runs)
             )
-        code = max(report.exit_code(s.items, s.outcomes) for s in steps)
+        code = report.exit_code_of(steps)
         said = [
             f'{step.name}: {o.what}'
             for step in steps

@@ -131,10 +131,7 @@ class Recover(base.DrpLister):
                 steps = job.propose()
             else:
                 steps = self._act(parsed_args, held, job, cloud_map, progress)
-        self.exit_code = max(
-            report.exit_code(s.items, s.outcomes, parsed_args.dry_run)
-            for s in steps
-        )
+        self.exit_code = report.exit_code_of(steps, parsed_args.dry_run)
         names = report.names(cloud_map, job.seen)
         return report.STEP_COLUMNS, report.step_rows(steps, names)
 
@@ -148,11 +145,16 @@ class Recover(base.DrpLister):
     ) -> tuple['recover.Step', ...]:
         """Wait, plan, ask, act."""
         from osc_drp import mapfile
+        from osc_drp import report
         from osc_drp.engine import apply
         from osc_drp.engine import recover
 
         steps = job.propose_ready()
         if not job.has_work(steps):
+            if held.unfinished() and not report.exit_code_of(steps):
+                # it was killed when nothing but its end was missing
+                with held.journal():
+                    pass
             return steps
         sentence, phrase = recover.question(steps)
         if parsed_args.classic:

@@ -140,6 +140,25 @@ class TestInterrupted(RecoverTest):
         self.assertEqual([], self.cloud.sent)
         self.assertEqual(0, self.recover(*words[5:], '--auto-approve'))
 
+    def test_killed_when_only_its_end_was_missing(self):
+        words = self.interrupt('map.json')
+        again = *words[5:], '--auto-approve'
+        self.assertEqual(0, self.recover(*again))
+        [run] = self.runs.runs()
+        path = run / 'journal.jsonl'
+        lines = path.read_text().splitlines(keepends=True)
+        self.assertIn('"end"', lines.pop())
+        path.write_text(''.join(lines))
+        self.cloud.sent.clear()
+        # what needs a person keeps the run, and its map, at hand
+        self.cloud.change('s1', vm_state='error')
+        self.assertEqual(3, self.recover(*again))
+        self.assertNotEqual('end', journal.read(run)[-1]['event'])
+        self.cloud.change('s1', vm_state='active')
+        self.assertEqual(0, self.recover(*again))
+        self.assertEqual('end', journal.read(run)[-1]['event'])
+        self.assertEqual(([run], []), (self.runs.runs(), self.cloud.sent))
+
     def test_of_a_resumed_run(self):
         words = self.interrupt('map.json')
         self.err.truncate(0)
