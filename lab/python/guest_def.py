@@ -5,6 +5,8 @@ import os
 import sys
 
 state_path, boot_id_file, uuid = sys.argv[1:]
+# before the file: nova-compute stores what it noticed first, and takes the note away then
+undefined, off = (os.path.exists(f'{state_path}/control/{uuid}.{what}') for what in ('undefine', 'off'))
 with open(f'{state_path}/hypervisor.json') as f:
     stored = json.load(f)
 try:
@@ -13,8 +15,8 @@ try:
 except FileNotFoundError:
     boot_id = None
 guest = stored['guests'].get(uuid)
-if os.path.exists(f'{state_path}/control/{uuid}.undefine'):
+if undefined:
     guest = None
-elif guest and (stored['boot_id'] != boot_id or os.path.exists(f'{state_path}/control/{uuid}.off')):
+elif guest and (stored['boot_id'] != boot_id or off):
     guest['state'] = 'shutdown'
 print(json.dumps(guest, indent=1))

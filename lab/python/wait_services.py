@@ -35,7 +35,7 @@ def services(proxy):
     return answer.json()['services']
 
 
-end, last = time.time() + 180, ''
+end, last = time.time() + 400, ''
 cloud = openstack.connect()
 while True:
     try:

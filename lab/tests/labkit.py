@@ -60,7 +60,7 @@ def wait_until(cond: ty.Callable[[], ty.Any], seconds: float, what: str, every: 
 
 
 def run(argv: ty.Sequence[str], check: bool, env: ty.Mapping[str, str] | None = None, stdin: str | None = None,
-        timeout: float = 300) -> Result:
+        timeout: float = 600) -> Result:
     """Run a command; what it said is kept."""
     began = time.monotonic()
     try:
@@ -88,12 +88,12 @@ def client_env(cloud: str = 'lab', **more: str) -> dict[str, str]:
 
 
 def openstack(*args: str, check: bool = True, env: ty.Mapping[str, str] | None = None, stdin: str | None = None,
-              timeout: float = 300, cloud: str = 'lab') -> Result:
+              timeout: float = 600, cloud: str = 'lab') -> Result:
     """Run the operator's `openstack`; `env` adds to its environment."""
     return run([f'{LAB_HOME}/client/bin/openstack', *args], check, client_env(cloud, **(env or {})), stdin, timeout)
 
 
-def client(program: str, *args: str, env: ty.Mapping[str, str] | None = None, timeout: float = 300) -> Result:
+def client(program: str, *args: str, env: ty.Mapping[str, str] | None = None, timeout: float = 600) -> Result:
     """Run a program of lab/tests with the operator's python: killed.py, impatient.py. It may fail."""
     return run([f'{LAB_HOME}/client/bin/python', str(LAB / 'tests' / program), *args], False, client_env(**(env or {})),
                 timeout=timeout)
@@ -420,10 +420,12 @@ def statements(user: str = 'osc_drp') -> ty.Iterator[list[str]]:
 def requests(service: str) -> ty.Iterator[list[tuple[str, str, int]]]:
     """Collects (method, path, status) of every request to nova or cinder inside the block."""
     seen: list[tuple[str, str, int]] = []
+    time.sleep(0.5)                     # uwsgi logs a request when it has been answered, by way of its master
     mark = lab('requests', 'mark').out.strip()
     try:
         yield seen
     finally:
+        time.sleep(0.5)
         for line in lab('requests', service, mark).out.splitlines():
             method, path, status = line.split(' ')
             seen.append((method, path, int(status)))

@@ -223,7 +223,7 @@ def test_question_on_a_terminal():
 
 def test_lock_names_its_owner():
     script = ('import fcntl, sys, time; f = open(sys.argv[1], "a+"); fcntl.flock(f, fcntl.LOCK_EX);'
-              ' f.truncate(0); f.write("db reset by somebody on elsewhere"); f.flush(); print("held", flush=True); time.sleep(60)')
+              ' f.truncate(0); f.write("db reset by somebody on elsewhere"); f.flush(); print("held", flush=True); time.sleep(600)')
     RUNS.mkdir(parents=True, exist_ok=True)
     holder = subprocess.Popen([f'{labkit.LAB_HOME}/client/bin/python', '-c', script, str(RUNS / 'lock')],
                               stdout=subprocess.PIPE, text=True)

@@ -30,7 +30,7 @@ def proxy(cloud):
 class Told:
     """What a run of the client through the proxy said, and how long it took."""
 
-    def __init__(self, proxy, *args, timeout=120):
+    def __init__(self, proxy, *args, timeout=300):
         began = time.monotonic()
         result = labkit.client('impatient.py', str(PATIENCE), 'drp', *args, *(() if 'save' in args else ('-f', 'json')),
                                env=proxy.env, timeout=timeout)
@@ -420,7 +420,7 @@ def test_rabbitmq_down(the_map, lost, proxy):
     labkit.lab('start', 'rabbitmq')
     # the start may have died with the queues: then its server is busy until nova-compute is restarted, and does it
     try:
-        labkit.wait_until(lambda: not labkit.servers()[first]['task_state'], 60, 'nova-compute has the request')
+        labkit.wait_until(lambda: not labkit.servers()[first]['task_state'], 120, 'nova-compute has the request')
     except AssertionError:
         [row] = rows(*RESTART, *APPROVED, '--server', first, '--wait', '5', '--settle', '5', rc=3)
         assert 'a restart of nova-compute on compute1 repeats it' in row['Reason'], row
@@ -462,4 +462,6 @@ def test_recovery_that_fails_in_places(the_map, lost, proxy):
     assert told(run.rows, 'start') == {'app1': 'ok', 'bfv1': 'ok', 'db1': 'done', 'far1': 'done', 'far2': 'ok'}, run.rows
     assert told(run.rows, 'attach')['far2', 'far2-data'] == 'failed' and unlocked()
     labkit.lab('start', 'cinder-volume')
+    # it answers nova's request of then, or was too late (60 s) and nova gives up: not in the middle of the next run
+    labkit.wait_until(lambda: labkit.volumes()['far2-data']['status'] in ('in-use', 'available'), 120, 'the attach has ended')
     finished(the_map, since, *command, servers=some)

@@ -75,8 +75,8 @@ def old(lost, tmp_path):
 def alive():
     """The copies of the services' signs of life do not age."""
     for cell in labkit.CELLS:
-        labkit.db(f'UPDATE old_{cell}.services SET last_seen_up = UTC_TIMESTAMP()')
-    labkit.db('UPDATE old_cinder.services SET updated_at = UTC_TIMESTAMP()')
+        labkit.db(f'UPDATE old_{cell}.services SET last_seen_up = UTC_TIMESTAMP() + INTERVAL 1 HOUR')
+    labkit.db('UPDATE old_cinder.services SET updated_at = UTC_TIMESTAMP() + INTERVAL 1 HOUR')
 
 
 def dump():

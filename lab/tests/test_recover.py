@@ -83,7 +83,7 @@ def begin(*args, point=None):
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def ended(process, seconds=300):
+def ended(process, seconds=600):
     """Its exit status, standard output and error; kept where the end looks for secrets."""
     out, err = process.communicate(timeout=seconds)
     labkit.OUT.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,8 @@ class Disturbed:
             print(what, code, flush=True)
             # -9, or the run was over before its end came, or it saw the power go
             assert code in (-signal.SIGKILL, 0, 1, 3, 4) and 'Traceback' not in err, (self.said, err)
-            if out and disturb != self._loss:
+            # who was killed while it printed its table told half of it
+            if code >= 0 and out and disturb != self._loss:
                 true(json.loads(out))
 
     def _point(self):

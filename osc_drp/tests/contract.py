@@ -275,7 +275,8 @@ class Contract(unittest.TestCase):
             ),
             'cinder says attached',
         )
-        self.assertEqual('in-use', self.volume('spare').status)
+        # the row first, the volume after it: two commits
+        self.until_status('spare', 'in-use')
         mapping = self.mapped('web1')['/dev/vdc']
         self.assertEqual(
             (None, False, False),

@@ -36,7 +36,8 @@ def test_guests_check(running):
 
     data = f'/vol/{labkit.volume_id("web1-data")[:20]}'
     entry = '/dev/vdc /srv ext4 defaults'
-    guests.ssh('web1', f'cp -p /etc/fstab /etc/fstab.kept && echo "{entry} 0 2" >> /etc/fstab && mount -o remount,ro {data}')
+    guests.ssh('web1', f'cp -p /etc/fstab /etc/fstab.kept && echo "{entry} 0 2" >> /etc/fstab &&'
+                       f' until mount -o remount,ro {data}; do sleep 0.2; done')         # busy while a line is written
     try:
         before = state('web1')
         found = told(*check, rc=3)

@@ -12,7 +12,7 @@ RECOVER = ('recover', str(MAP), *labkit.DATABASES, *SSH, *APPROVED)
 #: Servers of the fake hypervisor: nobody answers there.
 DEAF = set(RAN) - set(REAL)
 #: What the end of a console tells of a guest that wants a disk that it has not.
-HANGS = re.compile(r'it waits (in the emergency shell|for something to start) \(console: "')
+HANGS = re.compile(r'it (waits in the emergency shell|waits for something to start|waited for a disk) \(console: "')
 
 
 def data_pairs(records):
@@ -74,7 +74,7 @@ def test_recover_classic_and_a_guest_that_hangs(running):
     log = labkit.volume_id('web1-log')[:20]
     guests.ssh('web1', f"sed -i '/{log}/s/nofail/x-systemd.device-timeout=40/' /etc/fstab && sync")
     assert labkit.detach('web1', 'web1-log').status == 202
-    labkit.wait_volume(30, web1_log='available')
+    labkit.wait_volume(90, web1_log='available')                # nova asks a busy guest again after 20 s
     records = guests.lose_power()
 
     did = steps(*RECOVER, '--classic', '--console-after', '60', rc=3)
