@@ -20,6 +20,19 @@ _CONTROL = re.compile(
 )
 
 
+def number(said: str) -> int | None:
+    """Read a whole number; None: it is none, or one that nobody means.
+
+    int() raises ValueError for more than 4300 digits, and a machine may say
+    a million.
+
+    >>> number(' 15 '), number('x'), number('1' * 5000)
+    (15, None, None)
+    """
+    said = said.strip()
+    return int(said) if said.isdecimal() and len(said) <= 18 else None
+
+
 def one_line(text: str, length: int = 200) -> str:
     """Make one line without control characters, cut to a length.
 

@@ -137,8 +137,8 @@ def code_of(told: str, words: str) -> int:
     :param words: what was said before
     :returns: NOT_FOUND if the program is missing, or told nothing
     """
-    number = told.strip().removeprefix('code ')
-    code = int(number) if number.isdecimal() else NOT_FOUND
+    number = text.number(told.strip().removeprefix('code '))
+    code = NOT_FOUND if number is None else number
     return NOT_FOUND if code and _SUDO_FINDS_NONE.search(words) else code
 
 

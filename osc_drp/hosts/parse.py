@@ -20,6 +20,8 @@ import collections.abc
 import dataclasses
 import re
 
+from osc_drp import text
+
 #: A volume's id within a name that cinder made of it: an IQN, a logical
 #: volume (cinder 29.0.0 volume_name_template, 'volume-%s').
 VOLUME = re.compile(
@@ -327,7 +329,7 @@ _FIELDS = {
     'SID': 'id',
     'iSCSI Session State': 'state',
 }
-_LUN = re.compile(r'scsi\d+ Channel \d+ Id \d+ Lun: (\d+)')
+_LUN = re.compile(r'scsi\d+ Channel \d+ Id \d+ Lun: (\d{1,18})\b')
 _DISK = re.compile(r'Attached scsi disk (\S+)')
 
 
@@ -349,10 +351,8 @@ def sessions(lines: collections.abc.Iterable[str]) -> tuple[Session, ...]:
             known[field] = value.split()[0].split(',')[0]
             if field == 'target':
                 known['target'] = value.split()[0]
-        elif field == 'id' and value.strip().isdecimal():
-            found.append(
-                Session(int(value), known['target'], known['portal'], '')
-            )
+        elif field == 'id' and (number := text.number(value)) is not None:
+            found.append(Session(number, known['target'], known['portal'], ''))
         elif not found:
             continue
         elif field == 'state':

@@ -27,6 +27,7 @@ from osc_drp.engine import facts
 from osc_drp.hosts import guests
 from osc_drp.hosts import parse
 from osc_drp.i18n import _
+from osc_drp import text
 
 #: How many files are looked at, and how long each may be (blocks of 512).
 FILES, BLOCKS = 2000, 131072
@@ -184,9 +185,9 @@ class Sampler:
             self._way.boot_id(self._server),
             places,
             {
-                path: (int(size), digest)
+                path: (number, digest)
                 for path, (size, digest) in files.items()
-                if size.isdecimal()
+                if (number := text.number(size)) is not None
             },
         )
 
@@ -207,8 +208,8 @@ class Sampler:
             for path, (size, digest) in before.files.items()
             if path not in gone
             and (
-                not files[path][0].isdecimal()
-                or int(files[path][0]) < size
+                (number := text.number(files[path][0])) is None
+                or number < size
                 or files[path][1] != digest
             )
         ]

@@ -384,9 +384,10 @@ def _unwrap(out: str) -> tuple[bool, tuple[str, int] | None]:
     if not begun:
         return False, None
     said, ended, code = f'\n{said}'.rpartition(f'\n{MARK}exit ')
-    if not ended or not code.strip().isdecimal():
+    number = text.number(code)
+    if not ended or number is None:
         return True, None
-    return True, (f'{MARK}begin{said}\n', int(code))
+    return True, (f'{MARK}begin{said}\n', number)
 
 
 #: What ssh says, and what that means; the first match wins (OpenSSH 9.2).

@@ -249,7 +249,7 @@ def filter_rules(sections: parse.Sections) -> tuple[int | None, str]:
             continue
         read = True
         if name == 'flows':
-            count += sum(int(x) for x in lines if x.strip().isdecimal())
+            count += sum(text.number(x) or 0 for x in lines)
         elif name == 'iptables':
             count += sum(x.startswith('-A') for x in lines)
         else:

@@ -142,6 +142,7 @@ class TestReboot(GuestsTest):
         wrong = self.guest('k-wrong-key')
         self.server('l-no-address')
         silent = self.useFixture(Silent())
+        self.impatient(5)
         self.lab.entry('m-silent', silent.port)
         self.server('m-silent')
         known = self.lab.known_hosts.read_text().splitlines()
@@ -196,6 +197,18 @@ class TestReboot(GuestsTest):
         self.assertEqual(0, self.exit_code, told)
         self.assertEqual([1, 1], [one.reboots, two.reboots])
         self.assertIn('going on with run', self.err.getvalue())
+
+    def test_a_number_without_end_stops_nobody_else(self) -> None:
+        evil, good = self.guest('a-evil'), self.guest('b-good')
+        evil.program(
+            'shell',
+            '#!/bin/sh\ncat > /dev/null\n'
+            'printf "@osc-drp begin\\n\\n@osc-drp exit %05000d\\n" 7\n',
+        )
+        told = self.reboot('--auto-approve', '--wait=20')
+        self.assertEqual('open', told['a-evil'][0], told)
+        self.assertEqual('done', told['b-good'][0], told)
+        self.assertEqual([0, 1], [evil.reboots, good.reboots])
 
     def test_dry_run_goes_nowhere(self) -> None:
         one = self.guest('web1')
