@@ -19,9 +19,9 @@ before the PATH. So ``/proc/sys/kernel/random/boot_id`` is a file that the
 machine's ``shutdown`` writes anew.
 """
 
-import getpass
 import os
 import pathlib
+import pwd
 import shlex
 import shutil
 import signal
@@ -39,7 +39,8 @@ SSHD = shutil.which('sshd', path='/usr/sbin:/usr/local/sbin:/usr/bin')
 SHELL = r"""#!/bin/sh
 # stands between sshd and what the client asked for
 machine={machine}
-[ ! -e "$machine/down" ] || { kill $PPID; sleep 5; }
+# all of the script first: else the client may die of what it still sends
+[ ! -e "$machine/down" ] || { cat > /dev/null; kill $PPID; sleep 5; }
 [ ! -e "$machine/hangs" ] || sleep 60
 echo "$SSH_ORIGINAL_COMMAND" >> "$machine/commands"
 echo $PPID > "$machine/session"
@@ -96,11 +97,15 @@ def required(test: ty.Any) -> None:
     test.skipTest('no sshd here: install openssh-server to run these')
 
 
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(('127.0.0.1', 0))
-        return int(one.getsockname()[1])
+def hold_port() -> socket.socket:
+    """Keep a port: nobody is given it, and who connects to it is refused.
+
+    A program that is told the port (SO_REUSEADDR, as sshd) can listen there.
+    """
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind(('127.0.0.1', 0))
+    return one
 
 
 class Machine:
@@ -108,7 +113,8 @@ class Machine:
 
     def __init__(self, root: pathlib.Path, name: str, key: str) -> None:
         self.name = name
-        self.port = free_port()
+        self.held = hold_port()
+        self.port = int(self.held.getsockname()[1])
         self.dir = root / name
         self._log = self.dir / 'sshd.log'
         for part in ('bin', 'etc', 'dev', 'sys/block', 'sys/class/dmi/id'):
@@ -191,7 +197,7 @@ class Machine:
                 start_new_session=True,
             )
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 socket.create_connection(('127.0.0.1', self.port), 1).close()
                 return
@@ -233,6 +239,7 @@ class Machines(fixtures.Fixture):
         """Start a machine that the configuration knows by a name."""
         key = (self.root / 'key.pub').read_text()
         one = Machine(self.root, name, key)
+        self.addCleanup(one.held.close)
         self.addCleanup(one.stop)
         self.machines.append(one)
         self.entry(name, one.port)
@@ -253,8 +260,10 @@ class Machines(fixtures.Fixture):
         for name, port in self._ports.items():
             lines.append(f'Host {name}\n  Port {port}\n')
             lines.append(f'  HostName 127.0.0.1\n{self._extra[name]}')
+        # not getpass: it believes LOGNAME
+        me = pwd.getpwuid(os.getuid()).pw_name
         lines.append(
-            f'Host *\n  User {getpass.getuser()}\n  IdentitiesOnly yes\n'
+            f'Host *\n  User {me}\n  IdentitiesOnly yes\n'
             f'  IdentityFile {shlex.quote(str(self.root / "key"))}\n'
             f'  UserKnownHostsFile {self.known_hosts}\n'
             '  GlobalKnownHostsFile /dev/null\n'

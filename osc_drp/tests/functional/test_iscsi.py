@@ -517,7 +517,7 @@ NODE = textwrap.dedent(f"""\
     : > @DIR@/etc/iscsid.conf
     mount --bind @DIR@/etc /etc/iscsi
     tgtd -f -C 0 --iscsi portal=127.0.0.1:3260 &
-    for n in $(seq 50); do
+    for n in $(seq 250); do
         tgtadm -C 0 --lld iscsi --op show --mode target 2> /dev/null && break
         sleep 0.1
     done
@@ -527,9 +527,7 @@ NODE = textwrap.dedent(f"""\
         tgtadm --lld iscsi --mode target --op new --tid $n -T $target
         tgtadm --lld iscsi --mode target --op bind --tid $n -I ALL
     done
-    python3 @DIR@/iscsid.py &
-    sleep 0.3
-    touch @DIR@/ready
+    python3 @DIR@/iscsid.py @DIR@/ready &
     wait
 """)
 
@@ -538,12 +536,14 @@ NODE = textwrap.dedent(f"""\
 ISCSID = textwrap.dedent("""\
     import socket
     import struct
+    import sys
 
     NAMES = {8: b'iqn.1993-08.org.debian:01:test', 9: b'test',
              10: b'/etc/iscsi/iscsid.conf'}
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind('\\0ISCSIADM_ABSTRACT_NAMESPACE')
     server.listen(9)
+    open(sys.argv[1], 'w').close()
     while True:
         client, _address = server.accept()
         with client:

@@ -115,7 +115,7 @@ class TestBars(unittest.TestCase):
         with (
             mock.patch.dict('os.environ', self.environ, clear=True),
             mock.patch('sys.stdout', io.StringIO()) as out,
-            progress.Progress(self.stream) as shown,
+            progress.Progress(self.stream, fakes.Clock()) as shown,
         ):
             starts = shown.step('starting [servers]', 3)
             attaches = shown.step('attaching volumes', 2)

@@ -77,6 +77,13 @@ class Case(unittest.TestCase):
         patch.start()
         self.addCleanup(patch.stop)
 
+    def nobody(self):
+        """Give a port where nobody listens, and nobody else will."""
+        held = socket.socket()
+        self.addCleanup(held.close)
+        held.bind(('127.0.0.1', 0))
+        return held.getsockname()[1]
+
     def connect(self, **more):
         app = application(f'{self.server.url}/identity/v3', **more)
         api = session.connect(app)
@@ -188,8 +195,7 @@ class TestConnect(Case):
             api.get('instance-ha', 'segments')
 
     def test_service_down(self):
-        with socket.create_server(('127.0.0.1', 0)) as other:
-            port = other.getsockname()[1]
+        port = self.nobody()
         api = self.connect(
             compute_endpoint_override=f'http://127.0.0.1:{port}/v2.1'
         )
@@ -570,23 +576,24 @@ class TestErrors(Case):
 
     def test_post_timed_out(self):
         def slow(handler):
+            came.set()
             slowly.wait(5)
             return hang_up(handler)
 
-        slowly = threading.Event()
+        came, slowly = threading.Event(), threading.Event()
         self.addCleanup(slowly.set)
         self.server.tricks = [slow]
         with mock.patch.object(session, 'POST_TIMEOUT', 0.2):
             self.refused(
                 exceptions.Unanswered, '(timed out): it may be', self.post
             )
+        # its thread may be slower than the time-out
+        self.assertTrue(came.wait(20))
         self.assertEqual(1, len(self.server.sent('POST')))
 
     def test_post_never_left(self):
         """A refused connection proves that nothing was done."""
-        with socket.create_server(('127.0.0.1', 0)) as other:
-            port = other.getsockname()[1]
-        where = (f'http://127.0.0.1:{port}/v2.1', (2, 104))
+        where = (f'http://127.0.0.1:{self.nobody()}/v2.1', (2, 104))
         self.api._endpoints['compute'] = where
         self.refused(exceptions.ApiError, 'does not answer at', self.post)
 

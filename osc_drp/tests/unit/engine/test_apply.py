@@ -24,6 +24,8 @@ from osc_drp.tests.unit.engine import build
 
 #: Seconds after which a test that waits has failed.
 LONG = 20
+#: Lanes that take longer than one thread may run before another does.
+MANY = 5000
 
 
 class Lanes:
@@ -281,7 +283,7 @@ class TestRun(unittest.TestCase):
                 self.run_lanes(
                     [
                         self.lanes.lane('a', work=work),
-                        *(self.lanes.lane(n) for n in range(99)),
+                        *(self.lanes.lane(n) for n in range(MANY)),
                     ],
                     1,
                     canary=canary,
@@ -290,7 +292,7 @@ class TestRun(unittest.TestCase):
             signal.signal(signal.SIGINT, before)
         self.assertEqual([True], finished)
         # with bad luck one more began before the main thread came to stop
-        self.assertLess(len(self.lanes.begun), 99)
+        self.assertLess(len(self.lanes.begun), MANY)
 
     def test_interrupted_main_thread_waits_for_workers(self):
         """Even if the interrupt comes while it waits for the first."""

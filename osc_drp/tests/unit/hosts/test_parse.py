@@ -15,6 +15,8 @@
 import unittest
 
 from hypothesis import given
+from hypothesis import HealthCheck
+from hypothesis import settings
 from hypothesis import strategies
 
 from osc_drp.hosts import parse
@@ -146,6 +148,7 @@ class TestMachine(unittest.TestCase):
         machine = parse.machine(captured.guest(mounts=mounts))
         self.assertEqual(['vda'], [d.name for d in machine.root_disks])
 
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(strategies.text(), strategies.text())
     def test_whatever_a_guest_says(self, one, two):
         sections = {
