@@ -45,14 +45,14 @@ def server(api: session.Api, item: _Json) -> facts.Server:
         name=item.get('name') or '',
         project_id=item.get('tenant_id') or '',
         host=item['OS-EXT-SRV-ATTR:host'],
-        vm_state=item['OS-EXT-STS:vm_state'],
+        vm_state=item['OS-EXT-STS:vm_state'] or '',
         task_state=item.get('OS-EXT-STS:task_state'),
         power_state=int(item.get('OS-EXT-STS:power_state') or 0),
         locked=bool(item.get('locked')),
         root_device=item.get('OS-EXT-SRV-ATTR:root_device_name'),
         launched=bool(item.get('OS-SRV-USG:launched_at')),
         volume_backed=not item.get('image'),
-        volumes_attached=frozenset(v['id'] for v in attached),
+        volumes_attached=frozenset(facts.id_of(v['id']) for v in attached),
         metadata=tuple(sorted((item.get('metadata') or {}).items())),
         locked_reason=item.get('locked_reason'),
     )
@@ -82,7 +82,7 @@ def rows(item: _Json) -> list[facts.Row]:
         facts.Row(
             id=a['attachment_id'],
             volume_id=item['id'],
-            server_id=a.get('server_id'),
+            server_id=_maybe_id(a.get('server_id')),
             attach_status='attached',
             device=a.get('device'),
             host=a.get('host_name'),
@@ -96,7 +96,7 @@ def row(item: _Json, attached: facts.Row | None) -> facts.Row:
     return facts.Row(
         id=item['id'],
         volume_id=item['volume_id'],
-        server_id=item.get('instance'),
+        server_id=_maybe_id(item.get('instance')),
         attach_status=item['status'],
         device=attached.device if attached else None,
         host=attached.host if attached else None,
@@ -112,7 +112,7 @@ def mapping(server: facts.Server, item: _Json) -> facts.Mapping:
     device = item.get('device')
     return facts.Mapping(
         server_id=server.id,
-        volume_id=item['volumeId'],
+        volume_id=facts.id_of(item['volumeId']),
         device=device,
         attachment_id=item.get('attachment_id'),
         root=bool(
@@ -122,6 +122,10 @@ def mapping(server: facts.Server, item: _Json) -> facts.Mapping:
         delete_on_termination=bool(item.get('delete_on_termination')),
         uuid=item.get('bdm_uuid'),
     )
+
+
+def _maybe_id(told: str | None) -> str | None:
+    return None if told is None else facts.id_of(told)
 
 
 def action(item: _Json) -> facts.Action:

@@ -310,12 +310,12 @@ def mappings(api: session.Api, server: facts.Server) -> list[facts.Mapping]:
     found: list[Json] = get(
         api, COMPUTE, path, MAPPINGS, 'volumeAttachments', {'limit': PAGE}
     )
-    named = {i['volumeId'] for i in found}
+    named = {facts.id_of(i['volumeId']) for i in found}
     if (server.volumes_attached or frozenset()) - named:
         found = _walk(api, path, MAPPINGS)
-        named = {i['volumeId'] for i in found}
+        named = {facts.id_of(i['volumeId']) for i in found}
         older = _walk(api, path, LEGACY_MAPPINGS)
-        found += [i for i in older if i['volumeId'] not in named]
+        found += [i for i in older if facts.id_of(i['volumeId']) not in named]
     return [answers.mapping(server, item) for item in found]
 
 

@@ -232,7 +232,7 @@ def _read_rows(
         yield facts.Row(
             id=row.id,
             volume_id=row.volume_id,
-            server_id=row.instance_uuid,
+            server_id=row.instance_uuid and facts.id_of(row.instance_uuid),
             attach_status=row.attach_status or '',
             device=row.mountpoint,
             host=_host(row.connector) or row.attached_host,
@@ -314,7 +314,7 @@ def _read_mappings(
     for row in connection.execute(statement):
         yield facts.Mapping(
             server_id=row.instance_uuid,
-            volume_id=row.volume_id,
+            volume_id=facts.id_of(row.volume_id),
             device=row.device_name,
             attachment_id=row.attachment_id,
             root=row.boot_index == 0,

@@ -19,13 +19,35 @@ that says so means "this source cannot see it", never "no".
 
 import collections
 import dataclasses
+import re
 import typing as ty
+import uuid
 
 #: nova's power states (nova 34.0.0 compute/power_state.py).
 NOSTATE, RUNNING, PAUSED, SHUTDOWN, CRASHED, SUSPENDED = 0, 1, 3, 4, 6, 7
 
 API = 'api'
 DATABASE = 'database'
+
+_ID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+
+
+def id_of(told: str) -> str:
+    """Give an id as nova and cinder write their own.
+
+    From a user they take a UUID in capitals as well, cinder also without
+    dashes, and keep it so: nova in the mapping of a volume that a server was
+    created with, cinder in an attachment that a user made by himself.
+
+    >>> id_of('6F1D9FE3-1F5E-4A51-9F0E-2F0B8A7F5C11')
+    '6f1d9fe3-1f5e-4a51-9f0e-2f0b8a7f5c11'
+    """
+    if _ID.fullmatch(told):
+        return told
+    try:
+        return str(uuid.UUID(told))
+    except ValueError:
+        return told
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import unittest
 from osc_drp.cloud import client
 from osc_drp.cloud import read
 from osc_drp.engine import facts
+from osc_drp.engine import mapmaker
 from osc_drp import exceptions
 from osc_drp.tests.unit.cloud import fakes
 
@@ -104,6 +105,39 @@ class TestObserve(Case):
                 for s in seen.services
                 if s.binary.startswith('nova')
             },
+        )
+
+    def test_ids_in_a_form_of_a_users_choice(self):
+        server = self.cloud.add_server(0xAB1, **{'OS-EXT-STS:vm_state': None})
+        volumes = [self.cloud.add_volume(n) for n in (0xABC, 0xABD, 0xABE)]
+        for number, volume in enumerate(volumes, 201):
+            self.cloud.map(server, volume.upper(), number, '/dev/vdb')
+        self.cloud.mappings[server][2]['attachment_id'] = None
+        for number, told in (
+            (201, server),
+            (202, server.upper()),
+            (203, server.replace('-', '')),
+        ):
+            self.cloud.add_row(told, volumes[number - 201], number)
+        seen = read.observe(self.api)
+        self.assertEqual(
+            [{server}, set(volumes)] * 2,
+            [
+                {m.server_id for m in seen.mappings},
+                {m.volume_id for m in seen.mappings},
+                {r.server_id for r in seen.rows},
+                {r.volume_id for r in seen.rows},
+            ],
+        )
+        self.assertEqual('', seen.servers[server].vm_state)
+        # nobody asked for what is known under another form
+        self.assertFalse(
+            [p for p in self.paths() if p.startswith('volumes/0')]
+        )
+        cloud_map = mapmaker.make_map(seen, 'x')
+        self.assertEqual(
+            {('both', server)},
+            {(a.recorded_by, a.server_id) for a in cloud_map.attachments},
         )
 
     def test_no_details_of_attachments(self):

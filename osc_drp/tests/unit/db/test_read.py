@@ -107,6 +107,19 @@ class Reads:
         self.assertRegex(row.created_at or '', 'T.*Z$')
         self.assertNotIn('S3CRET', repr(seen))
 
+    def test_ids_in_a_form_of_a_users_choice(self) -> None:
+        server_id = self.cloud.server()
+        volume_id = self.cloud.volume()
+        self.cloud.mapping(server_id, volume_id.upper(), None)
+        self.cloud.row(volume_id, server_id.replace('-', ''))
+        self.cloud.row(volume_id, None)
+        seen = self.observe()
+        (mapping,) = seen.mappings
+        self.assertEqual(volume_id, mapping.volume_id)
+        self.assertEqual(
+            {server_id, None}, {row.server_id for row in seen.rows}
+        )
+
     def test_every_cell(self) -> None:
         ids = {self.cloud.server(cell, cell): cell for cell in fixture.CELLS}
         volume_id = self.cloud.volume()
