@@ -18,6 +18,7 @@ does not parse is left out, and nothing is believed beyond its own machine.
 
 import collections.abc
 import dataclasses
+import functools
 import re
 
 from osc_drp import text
@@ -29,6 +30,9 @@ VOLUME = re.compile(
 )
 _OCTAL = re.compile(r'\\([0-7]{3})')
 _SESSION = re.compile(r'/session\d+/')
+#: Lines of an fstab that are read, and characters of a path (PATH_MAX): a
+#: guest may say what keeps us busy for hours.
+_ENTRIES, _PATH = 1000, 4096
 
 #: Reads what :func:`machine` takes. Writes nothing, needs no root.
 SCRIPT = """
@@ -119,7 +123,7 @@ class Device:
         return self.dm_uuid.startswith('LVM-')
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Machine:
     """A machine's disks and what it does with them."""
 
@@ -157,10 +161,11 @@ class Machine:
         if not path.startswith('/dev/') or len(names) != 2:
             return None
         wanted = '-'.join(names)
-        for device in self.devices.values():
-            if device.lvm and device.dm_name == wanted:
-                return device
-        return None
+        return self._by_dm_name.get(wanted)
+
+    @functools.cached_property
+    def _by_dm_name(self) -> dict[str, Device]:
+        return {d.dm_name: d for d in self.devices.values() if d.lvm}
 
     def disks(self, device: Device | None) -> frozenset[Device]:
         """Find the disks that something lies on, through LVM and the like."""
@@ -183,16 +188,15 @@ class Machine:
 
     def mount_of(self, path: str) -> Mount | None:
         """Find what is mounted where a path lies; the newest wins."""
-        best: Mount | None = None
-        for mount in self.mounts:
-            inside = path == mount.where or path.startswith(
-                mount.where.rstrip('/') + '/'
-            )
-            if inside and (
-                best is None or len(mount.where) >= len(best.where)
-            ):
-                best = mount
-        return best
+        place = path if len(path) <= _PATH else ''
+        while place not in self._by_place and '/' in place:
+            place = place.rpartition('/')[0]
+        # '' is the root: nothing relative lies there
+        return self._by_place.get(place) if path.startswith('/') else None
+
+    @functools.cached_property
+    def _by_place(self) -> dict[str, Mount]:
+        return {m.where.rstrip('/'): m for m in self.mounts}
 
     @property
     def root_disks(self) -> frozenset[Device]:
@@ -213,12 +217,17 @@ def _plain(text: str) -> str:
 
 
 def fstab(lines: collections.abc.Iterable[str]) -> tuple[FstabEntry, ...]:
-    """Read /etc/fstab; comments and broken lines are left out."""
-    found = []
+    """Read /etc/fstab; comments and broken lines are left out.
+
+    So is whatever comes after more lines than anybody has.
+    """
+    found: list[FstabEntry] = []
     for line in lines:
         fields = line.split()
         if len(fields) < 3 or fields[0].startswith('#'):
             continue
+        if len(found) == _ENTRIES:
+            break
         options = fields[3] if len(fields) > 3 else 'defaults'
         found.append(
             FstabEntry(

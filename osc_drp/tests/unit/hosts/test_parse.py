@@ -12,6 +12,7 @@
 
 """What machines say, read into types."""
 
+import time
 import unittest
 
 from hypothesis import given
@@ -19,7 +20,9 @@ from hypothesis import HealthCheck
 from hypothesis import settings
 from hypothesis import strategies
 
+from osc_drp.hosts import checks
 from osc_drp.hosts import parse
+from osc_drp.hosts import samples
 from osc_drp.tests.unit.hosts import captured
 
 
@@ -142,6 +145,22 @@ class TestMachine(unittest.TestCase):
         ):
             with self.subTest(path):
                 self.assertEqual(wanted, machine.mount_of(path).where)
+
+    def test_a_guest_that_says_much_holds_nobody_up(self):
+        many = range(20000)
+        machine = parse.machine(
+            {
+                'fstab': [f'/dev/a/b{n} /m{n}/x ext4 ro' for n in many]
+                + [f'UUID=x {"/x" * 200000} ext4 ro'],
+                'mounts': [f'/dev/a/b{n} /m{n} ext4 rw' for n in many],
+                'devices': [f'd{n}\t/\t\ta-b{n}\tLVM-x' for n in many],
+                'home': ['/x' * 200000],
+            }
+        )
+        begun = time.monotonic()
+        checks.judge(checks.GUEST_RULES, checks.Guest(machine, {}, ()))
+        samples.disks(machine, ['x'])
+        self.assertLess(time.monotonic() - begun, 10)
 
     def test_root_by_its_fstab_line(self):
         mounts = captured.MOUNTS.replace('/dev/vda1', '/dev/root')
