@@ -27,6 +27,7 @@ from rich import progress as rich_progress
 from osc_drp import report
 from osc_drp.engine import ports
 from osc_drp.i18n import _
+from osc_drp import text
 
 
 class Progress(report.Reporter):
@@ -75,7 +76,10 @@ class Progress(report.Reporter):
         """Print a line at once, above the bars."""
         if self._bars and self._bars.live.is_started:
             self._bars.console.print(
-                message, markup=False, highlight=False, soft_wrap=True
+                text.plain(message),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         else:
             super().say(message)

@@ -24,6 +24,7 @@ from osc_drp.engine import facts
 from osc_drp.engine import plan
 from osc_drp.engine import recover
 from osc_drp.engine import timeline
+from osc_drp import text
 
 
 def let_go(stream: ty.TextIO) -> None:
@@ -87,7 +88,7 @@ class Reporter:
     def say(self, message: str) -> None:
         """Print a line at once."""
         with self._lock:
-            self._stream.write(message + '\n')
+            self._stream.write(text.plain(message) + '\n')
             self._stream.flush()
 
 

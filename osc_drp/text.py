@@ -16,7 +16,7 @@ import re
 
 #: Whatever moves a cursor, hides or reorders text on a terminal.
 _CONTROL = re.compile(
-    r'[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+'
+    r'[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]'
 )
 
 
@@ -31,6 +31,15 @@ def number(said: str) -> int | None:
     """
     said = said.strip()
     return int(said) if said.isdecimal() and len(said) <= 18 else None
+
+
+def plain(text: str) -> str:
+    """Take out what a terminal would obey, but for the ends of lines.
+
+    >>> plain('a\\x1b[2Jb\\nc')
+    'a [2Jb\\nc'
+    """
+    return _CONTROL.sub(lambda m: '\n' if m[0] == '\n' else ' ', text)
 
 
 def one_line(text: str, length: int = 200) -> str:

@@ -24,6 +24,7 @@ from osc_drp.engine import apply
 from osc_drp.engine import facts
 from osc_drp.engine import ports
 from osc_drp.i18n import _
+from osc_drp import text
 
 PROPERTY = 'drp_wave'
 #: Servers without the property come after all others.
@@ -49,17 +50,18 @@ def plan(
 
 
 def _wave(server: facts.Server, say: ports.Say) -> int:
-    text = dict(server.metadata).get(PROPERTY)
-    if text is None:
+    value = dict(server.metadata).get(PROPERTY)
+    if value is None:
         return LAST
-    if text.isascii() and text.isdigit() and int(text) < LAST:
-        return int(text)
+    number = text.number(value) if value.isascii() else None
+    if number is not None and number < LAST:
+        return number
     say(
         _("server %(server)s: its %(property)s '%(text)s' is no number")
         % {
             'server': server.name or server.id,
             'property': PROPERTY,
-            'text': text[:40],
+            'text': text.one_line(value, 40),
         }
     )
     return LAST

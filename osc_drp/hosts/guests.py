@@ -102,8 +102,10 @@ def address_of(
             _("it has no address in network '%(network)s', only in %(known)s")
             % {
                 'network': network,
+                # a network's name is its owner's choice
                 'known': ', '.join(
-                    dict.fromkeys(a.network for a in addresses)
+                    text.one_line(n, 40)
+                    for n in dict.fromkeys(a.network for a in addresses)
                 ),
             }
         )

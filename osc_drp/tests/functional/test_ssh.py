@@ -476,10 +476,12 @@ class TestAddress(unittest.TestCase):
     def test_none(self) -> None:
         fixed = facts.Address('blue', '10.0.0.5', 4, False)
         evil = facts.Address('blue', '-oProxyCommand=x', 4, False)
+        rude = facts.Address('\x1b[2J\nall is well', '10.0.0.5', 4, False)
         for addresses, network, words in (
             ([], None, 'nova knows no address of it'),
             ([], 'green', 'nova knows no address of it'),
             ([fixed], 'green', "'green', only in blue"),
+            ([rude], 'green', r"'green', only in \[2J all is well"),
             ([evil], None, "nova's address of it is none"),
         ):
             with self.assertRaisesRegex(exceptions.SshError, words):

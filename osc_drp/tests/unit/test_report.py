@@ -218,6 +218,11 @@ class TestReporter(unittest.TestCase):
             stream.mock_calls,
         )
 
+    def test_names_move_no_cursor(self):
+        stream = io.StringIO()
+        report.Reporter(stream).say('\x1b[2Jweb1: started\nnext')
+        self.assertEqual(' [2Jweb1: started\nnext\n', stream.getvalue())
+
     def test_lines_of_many_lanes_are_not_mixed(self):
         stream = io.StringIO()
         reporter = report.Reporter(stream)

@@ -51,6 +51,10 @@ class TestPlan(unittest.TestCase):
                 self.assertEqual(((waves.LAST, ('a',)),), found)
                 self.assertIn("drp_wave '", self.said[0])
 
+    def test_what_is_said_is_one_line(self):
+        self.plan(server('a', '\x1b[2J\nall is well'))
+        self.assertIn("'[2J all is well'", self.said[0])
+
 
 class TestExports(unittest.TestCase):
     def outcome(self, server_id, status):
