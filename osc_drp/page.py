@@ -35,6 +35,8 @@ _GAP = 0.06
 _LONG = 0.15
 #: How much of the width is between two marks of the axis, at least.
 _APART = 0.09
+#: How many places for a mark are tried in one sitting.
+_MARKS = 1000
 #: Seconds between two marks of the axis.
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 
@@ -133,6 +135,8 @@ class Axis:
             if piece.gap or piece.until <= piece.begun:
                 continue
             at = -(-piece.begun // step) * step
+            # a clock that was set right meanwhile makes years of minutes
+            pace = step * max(1, int((piece.until - at) / step / _MARKS))
             while at <= piece.until:
                 share = (at - piece.begun) / (piece.until - piece.begun)
                 left = round(piece.left + piece.width * share, 3)
@@ -141,7 +145,7 @@ class Axis:
                     not found or left - found[-1].left > _APART * 80
                 ):
                     found.append(Mark(left, clock(at)))
-                at += step
+                at += pace
         return found
 
 

@@ -13,6 +13,7 @@
 """``openstack drp runs``: what earlier runs did, from their journals."""
 
 import argparse
+import os
 import pathlib
 import typing as ty
 
@@ -48,7 +49,7 @@ def _directory(
     from osc_drp.engine import journal
 
     path = base.run_directory(parsed_args, app)
-    if parsed_args.run_dir is not None and not path.exists():
+    if parsed_args.run_dir is not None and not os.path.exists(path):
         raise exceptions.DrpError(_("there is no run directory '%s'") % path)
     return journal.RunDirectory(path)
 

@@ -22,6 +22,7 @@ before ``write`` returns. No secret is ever written.
 """
 
 import collections.abc
+import contextlib
 import datetime
 import fcntl
 import json
@@ -129,20 +130,45 @@ class Run:
 
 
 def read(path: pathlib.Path) -> list[Entry]:
-    """Read a run's entries; a line that was cut short is left out."""
+    """Read a run's entries; a line that was cut short is left out.
+
+    :raises DrpError: it cannot be read
+    """
     entries = []
     try:
         lines = (path / FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise exceptions.DrpError(
+            _('cannot read the journal %(path)s: %(error)s')
+            % {'path': path / FILE, 'error': error.strerror}
+        ) from error
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and isinstance(entry.get('event'), str):
             entries.append(entry)
     return entries
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> collections.abc.Iterator[None]:
+    """Name the run whose entries lack something: edited, or not of ours.
+
+    Such an entry is not passed over: it may be what keeps us from doing
+    something twice.
+
+    :raises DrpError: they do
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError):
+        raise exceptions.DrpError(
+            _("the journal of run '%s' is damaged") % path
+        ) from None
 
 
 def _has_journal(path: pathlib.Path) -> bool:
@@ -164,8 +190,12 @@ def _has_journal(path: pathlib.Path) -> bool:
 
 def idle(entries: list[Entry]) -> datetime.timedelta:
     """Tell how long ago a run wrote its last entry, by this clock."""
-    last = datetime.datetime.fromisoformat(entries[-1]['at'])
-    return datetime.datetime.now(datetime.UTC) - last
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        return now - datetime.datetime.fromisoformat(entries[-1]['at'])
+    except (KeyError, TypeError, ValueError):
+        # edited by hand: nobody knows
+        return datetime.timedelta.max
 
 
 def boot_ids(entries: list[Entry]) -> dict[str, str]:
@@ -305,7 +335,8 @@ class RunDirectory:
         :raises DrpError: there is none
         """
         for path in (self.path / name, pathlib.Path(name)):
-            if (path / FILE).is_file():
+            # not Path.is_file(), which fails for what cannot be looked at
+            if os.path.isfile(path / FILE):
                 return path
         raise exceptions.DrpError(
             _("no run '%(name)s' in %(path)s")
@@ -385,14 +416,18 @@ class RunDirectory:
         """
         found: dict[tuple[str, str], str] = {}
         for path in self.runs():
-            for entry in read(path):
-                key = (entry.get('server', ''), entry.get('volume', ''))
-                if entry.get('action') != 'reset':
-                    continue
-                if entry['event'] == 'old':
-                    found[key] = entry['cloud_time']
-                elif entry['event'] == 'outcome' and entry['status'] != 'done':
-                    found.pop(key, None)
+            with _reading(path):
+                for entry in read(path):
+                    key = (entry.get('server', ''), entry.get('volume', ''))
+                    if entry.get('action') != 'reset':
+                        continue
+                    if entry['event'] == 'old':
+                        found[key] = entry['cloud_time']
+                    elif (
+                        entry['event'] == 'outcome'
+                        and entry['status'] != 'done'
+                    ):
+                        found.pop(key, None)
         return found
 
     def shielded(self) -> frozenset[str]:
@@ -401,14 +436,17 @@ class RunDirectory:
         Whether one still is what we left must be read from the cloud. Not
         those of `--cinder-only`, which nova may map still.
         """
-        return frozenset(
-            entry['volume']
-            for path in self.runs()
-            for entry in read(path)
-            if entry['event'] == 'old'
-            and entry.get('free') is False
-            and not entry.get('cinder_only')
-        )
+        found: set[str] = set()
+        for path in self.runs():
+            with _reading(path):
+                found.update(
+                    entry['volume']
+                    for entry in read(path)
+                    if entry['event'] == 'old'
+                    and entry.get('free') is False
+                    and not entry.get('cinder_only')
+                )
+        return frozenset(found)
 
     def kept(self) -> dict[tuple[str, str], frozenset[str]]:
         """Tell what `db reset --cinder-only` keeps 'reserved' for nova.
@@ -421,20 +459,23 @@ class RunDirectory:
         # by the ids: an older run, resumed, may have freed what a newer reset
         over: set[str] = set()
         for path in self.runs():
-            for entry in read(path):
-                key = (entry.get('server', ''), entry.get('volume', ''))
-                if entry['event'] == 'old' and entry.get('cinder_only'):
-                    found[key] = frozenset(entry['attachments'])
-                elif entry['event'] != 'outcome':
-                    continue
-                elif entry.get('action') == 'free':
-                    if entry['status'] == 'done':
-                        over.update(entry['attachments'])
-                elif entry.get('action') == 'undo':
-                    if entry['status'] == 'done':
+            with _reading(path):
+                for entry in read(path):
+                    key = (entry.get('server', ''), entry.get('volume', ''))
+                    if entry['event'] == 'old' and entry.get('cinder_only'):
+                        found[key] = frozenset(entry['attachments'])
+                    elif entry['event'] != 'outcome':
+                        continue
+                    elif entry.get('action') == 'free':
+                        if entry['status'] == 'done':
+                            over.update(entry['attachments'])
+                    elif entry.get('action') == 'undo':
+                        if entry['status'] == 'done':
+                            found.pop(key, None)
+                    elif (
+                        entry.get('cinder_only') and entry['status'] == 'open'
+                    ):
                         found.pop(key, None)
-                elif entry.get('cinder_only') and entry['status'] == 'open':
-                    found.pop(key, None)
         return {key: ids for key, ids in found.items() if ids - over}
 
     def unanswered_reboots(
@@ -447,14 +488,17 @@ class RunDirectory:
         """
         found: dict[str, dict[str | None, frozenset[str]]] = {}
         for path in self.runs():
-            for entry in read(path):
-                if entry.get('action') != 'reboot':
-                    continue
-                if entry['event'] == 'before':
-                    before = found.setdefault(entry['server'], {})
-                    before[entry['newest']] = frozenset(entry['attachments'])
-                elif entry['event'] == 'sent':
-                    found.pop(entry['server'], None)
+            with _reading(path):
+                for entry in read(path):
+                    if entry.get('action') != 'reboot':
+                        continue
+                    if entry['event'] == 'before':
+                        before = found.setdefault(entry['server'], {})
+                        before[entry['newest']] = frozenset(
+                            entry['attachments']
+                        )
+                    elif entry['event'] == 'sent':
+                        found.pop(entry['server'], None)
         return found
 
     def wished_off(self) -> frozenset[tuple[str, str]]:
@@ -466,19 +510,20 @@ class RunDirectory:
         """
         found: set[tuple[str, str]] = set()
         for path in self.runs():
-            for entry in read(path):
-                key = (entry.get('server', ''), entry.get('volume', ''))
-                event, status = entry['event'], entry.get('status')
-                if entry.get('rule') == 'R3a':
-                    if event == 'old':
-                        found.add(key)
-                    elif event == 'outcome' and status == 'open':
+            with _reading(path):
+                for entry in read(path):
+                    key = (entry.get('server', ''), entry.get('volume', ''))
+                    event, status = entry['event'], entry.get('status')
+                    if entry.get('rule') == 'R3a':
+                        if event == 'old':
+                            found.add(key)
+                        elif event == 'outcome' and status == 'open':
+                            found.discard(key)
+                    elif entry.get('action') == 'reset' and event == 'old':
+                        # attached again since
                         found.discard(key)
-                elif entry.get('action') == 'reset' and event == 'old':
-                    # attached again since
-                    found.discard(key)
-                elif entry.get('action') == 'undo' and status == 'done':
-                    found.discard(key)
+                    elif entry.get('action') == 'undo' and status == 'done':
+                        found.discard(key)
         return frozenset(found)
 
     def stops(self) -> dict[str, list[str | None]]:
@@ -489,11 +534,15 @@ class RunDirectory:
         """
         found: dict[str, list[str | None]] = {}
         for path in self.runs():
-            for entry in read(path):
-                if entry['event'] == 'before' and entry['action'] == 'stop':
-                    found.setdefault(entry['server'], []).append(
-                        entry['newest']
-                    )
+            with _reading(path):
+                for entry in read(path):
+                    if (
+                        entry['event'] == 'before'
+                        and entry['action'] == 'stop'
+                    ):
+                        found.setdefault(entry['server'], []).append(
+                            entry['newest']
+                        )
         return found
 
     def locks(self) -> dict[str, str]:
@@ -504,14 +553,15 @@ class RunDirectory:
         """
         found: dict[str, str] = {}
         for path in self.runs():
-            for entry in read(path):
-                if entry['event'] == 'lock':
-                    found[entry['server']] = path.name
-                elif (
-                    entry['event'] == 'unlocked'
-                    and found.get(entry['server']) == path.name
-                ):
-                    del found[entry['server']]
+            with _reading(path):
+                for entry in read(path):
+                    if entry['event'] == 'lock':
+                        found[entry['server']] = path.name
+                    elif (
+                        entry['event'] == 'unlocked'
+                        and found.get(entry['server']) == path.name
+                    ):
+                        del found[entry['server']]
         return found
 
     def failing(self) -> frozenset[str]:
@@ -521,13 +571,14 @@ class RunDirectory:
         """
         newest: dict[tuple[str, str], str] = {}
         for path in self.runs():
-            for entry in read(path):
-                if entry['event'] == 'outcome' and entry.get('action') in (
-                    'restart',
-                    'attach',
-                ):
-                    key = entry['server'], entry.get('volume', '')
-                    newest[key] = entry['status']
+            with _reading(path):
+                for entry in read(path):
+                    if entry['event'] == 'outcome' and entry.get('action') in (
+                        'restart',
+                        'attach',
+                    ):
+                        key = entry['server'], entry.get('volume', '')
+                        newest[key] = entry['status']
         return frozenset(
             server_id
             for (server_id, _volume), status in newest.items()
@@ -538,13 +589,17 @@ class RunDirectory:
         """Tell which entries of a run were put back by undo runs."""
         found = set()
         for path in self.runs():
-            entries = read(path)
-            if entries and entries[0].get('subject', {}).get('run') == run_id:
-                found |= {
-                    e['number']
-                    for e in entries
-                    if e.get('action') == 'undo'
-                    and e['event'] == 'outcome'
-                    and e['status'] == 'done'
-                }
+            with _reading(path):
+                entries = read(path)
+                if (
+                    entries
+                    and entries[0].get('subject', {}).get('run') == run_id
+                ):
+                    found |= {
+                        e['number']
+                        for e in entries
+                        if e.get('action') == 'undo'
+                        and e['event'] == 'outcome'
+                        and e['status'] == 'done'
+                    }
         return frozenset(found)

@@ -246,10 +246,11 @@ class _Reader:
         """
         try:
             at = datetime.datetime.fromisoformat(_text(entry.get('at')))
-        except ValueError:
+            if at.tzinfo is None:
+                at = at.replace(tzinfo=datetime.UTC)
+            at = at.astimezone(datetime.UTC)
+        except (ValueError, OverflowError):
             return
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=datetime.UTC)
         if event == 'resume' and at + self._shift < self._now:
             self._shift = self._now - at
         if self.begun is None:
@@ -428,8 +429,10 @@ def state(found: Timeline, holder: str) -> str:
         taken = datetime.datetime.fromisoformat(since)
     except ValueError:
         return CUT
-    # both by the clock of this machine; the lock comes first
-    return UNDER_WAY if found.sittings[-1].begun >= taken else CUT
+    # both by the clock of this machine; the lock comes first. A run that was
+    # killed before its first entry has no sitting.
+    last = found.sittings[-1:]
+    return UNDER_WAY if any(s.begun >= taken for s in last) else CUT
 
 
 def build(

@@ -72,6 +72,66 @@ class TestRun(TestCase):
     def lines(self, run):
         return (run.path / journal.FILE).read_bytes()
 
+    def test_cannot_be_read(self):
+        run = self.begin()
+        # a disk that the loss has damaged
+        with (
+            mock.patch(
+                'pathlib.Path.read_bytes', side_effect=OSError(5, 'IO')
+            ),
+            self.assertRaisesRegex(exceptions.DrpError, 'journal.jsonl: IO'),
+        ):
+            run.entries()
+
+    def test_what_has_no_event_is_left_out(self):
+        run = self.begin()
+        for line in (
+            b'{"at": "x"}',
+            b'[' * 100000,
+            b'7' * 5000,
+            b'{"event": 1}',
+        ):
+            with open(run.path / journal.FILE, 'ab') as stream:
+                stream.write(line + b'\n')
+        self.assertEqual(['begin'], [e['event'] for e in run.entries()])
+
+    def test_an_entry_that_lacks_something_is_an_error(self):
+        for lines, ask in (
+            ([{'event': 'old', 'action': 'reset'}], self.runs.resets),
+            ([{'event': 'old', 'free': False}], self.runs.shielded),
+            ([{'event': 'old', 'cinder_only': True}], self.runs.kept),
+            (
+                [{'event': 'before', 'action': 'reboot'}],
+                self.runs.unanswered_reboots,
+            ),
+            (
+                [{'event': 'old', 'rule': 'R3a', 'server': []}],
+                self.runs.wished_off,
+            ),
+            ([{'event': 'before'}], self.runs.stops),
+            ([{'event': 'lock'}], self.runs.locks),
+            ([{'event': 'outcome', 'action': 'attach'}], self.runs.failing),
+            (
+                [{'event': 'begin', 'subject': None}],
+                lambda: self.runs.undone('x'),
+            ),
+        ):
+            with self.subTest(lines):
+                run = self.begin()
+                text = ''.join(json.dumps(line) + '\n' for line in lines)
+                (run.path / journal.FILE).write_text(text)
+                with self.assertRaisesRegex(
+                    exceptions.DrpError, f'{run.id}. is damaged'
+                ):
+                    ask()
+                (run.path / journal.FILE).unlink()
+
+    def test_idle_by_no_time(self):
+        for at in {}, {'at': 'noon'}, {'at': None}:
+            self.assertGreater(
+                journal.idle([{'event': 'begin', **at}]).days, 1000
+            )
+
     def test_entries_come_back_in_order(self):
         run = self.begin()
         run.write('old', rows={'b': 1, 'a': None}, text='zwölf\n')

@@ -351,6 +351,17 @@ class TestDamage(unittest.TestCase):
         self.assertEqual((0, 0, 0), found.counts)
         self.assertEqual(timeline.CUT, timeline.state(found, 'x, since y'))
 
+    def test_empty_while_another_run_is_under_way(self):
+        holder = f'x by op on host, pid 7, since {BEGIN.isoformat()}'
+        self.assertEqual(timeline.CUT, timeline.state(build(), holder))
+
+    def test_no_year_of_utc(self):
+        found = build(
+            {'at': '0001-01-01T00:00:00+10:00', 'event': 'begin'},
+            {'at': '9999-12-31T23:59:59-10:00', 'event': 'end'},
+        )
+        self.assertEqual(BEGIN, found.span.until)
+
     def test_odd_entries(self):
         found = build(
             {'event': 'begin'},
