@@ -257,6 +257,11 @@ def _load(data: bytes, path: str) -> _Object:
         raise _bad(path, _('no JSON: %s') % exc.msg, exc.lineno) from None
     except _Repeated as exc:
         raise _bad(path, _('it is there twice'), None, str(exc)) from None
+    except ValueError:
+        # int() takes no more than 4300 digits
+        before = re.split(r'\d{4300}', text, maxsplit=1)[0]
+        line = before.count('\n') + 1
+        raise _bad(path, _('a number that is too long'), line) from None
     except RecursionError:
         raise _bad(path, _('no JSON: nested too deep')) from None
     if not isinstance(document, dict):

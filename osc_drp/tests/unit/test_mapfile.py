@@ -397,6 +397,12 @@ class TestRead(Case):
         deep = b'{"a": ' + b'[' * 100000 + b']' * 100000 + b'}\n'
         self.refused('no JSON', deep)
 
+    def test_a_number_without_end(self):
+        self.refused(
+            'line 3: a number that is too long',
+            self.data.replace(b'"version": 1', b'"version": ' + b'1' * 5000),
+        )
+
     def test_newer(self):
         self.refused(
             "line 3, field 'version': version 2 is newer",
