@@ -69,8 +69,10 @@ class _Base(command.Command):
         try:
             code = super().run(parsed_args)
         except exceptions.DrpError as error:
+            from osc_drp import text
+
             self.log.debug('the error in full', exc_info=True)
-            self.log.error('%s', error)
+            self.log.error('%s', text.plain(str(error)))
             return error.exit_code
         except KeyboardInterrupt:
             self.log.error(
@@ -131,8 +133,37 @@ class DrpCommand(_Base):
     """A command without a table."""
 
 
+#: Formats that escape by themselves what no terminal may get.
+ESCAPING = frozenset({'json', 'yaml'})
+
+
 class DrpLister(_Base, command.Lister):
     """A command that prints one table, and still has an exit code."""
+
+    def produce_output(
+        self,
+        parsed_args: argparse.Namespace,
+        column_names: collections.abc.Sequence[str],
+        data: collections.abc.Iterable[collections.abc.Sequence[ty.Any]],
+    ) -> int:
+        if parsed_args.formatter not in ESCAPING:
+            data = [tuple(map(self._printable, row)) for row in data]
+        code: int = super().produce_output(parsed_args, column_names, data)
+        return code
+
+    def _printable(self, cell: ty.Any) -> ty.Any:
+        """Make a cell fit for the terminal, and for its encoding.
+
+        Names are their owners' choice, and the table tells what was done: it
+        must not get lost by one of them.
+        """
+        from osc_drp import text
+
+        if not isinstance(cell, str):
+            return cell
+        encoding = getattr(self.app.stdout, 'encoding', None) or 'utf-8'
+        said = text.plain(cell).replace('\n', ' ')
+        return said.encode(encoding, 'backslashreplace').decode(encoding)
 
 
 def databases(parsed_args: argparse.Namespace) -> ty.Any:
@@ -291,7 +322,14 @@ def run_directory(
     if parsed_args.run_dir is not None:
         return pathlib.Path(parsed_args.run_dir)
     state = os.environ.get('XDG_STATE_HOME') or '~/.local/state'
-    return pathlib.Path(state).expanduser() / 'osc-drp' / cloud_name(app)
+    try:
+        home = pathlib.Path(state).expanduser()
+    except RuntimeError:
+        # no $HOME, and a user whom nobody knows: a container
+        raise exceptions.DrpError(
+            _('you have no home directory: say by --run-dir where runs lie')
+        ) from None
+    return home / 'osc-drp' / cloud_name(app)
 
 
 def progress(app: ty.Any) -> ty.Any:

@@ -20,6 +20,9 @@ import argparse
 
 from osc_drp.i18n import _
 
+#: Seconds that an option may wait.
+LONGEST = 1_000_000_000
+
 
 def add_map(
     parser: argparse.ArgumentParser, text: str, optional: bool = False
@@ -249,8 +252,11 @@ def positive(text: str) -> int:
 def seconds(text: str) -> float:
     """Parse a span of time that is not negative."""
     number = float(text)
-    if not 0 <= number < float('inf'):
-        raise argparse.ArgumentTypeError(_('must be 0 or more seconds'))
+    # no clock can wait for what is far beyond a life
+    if not 0 <= number <= LONGEST:
+        raise argparse.ArgumentTypeError(
+            _('must be from 0 to %d seconds') % LONGEST
+        )
     return number
 
 
@@ -280,4 +286,5 @@ def utc_time(text: str) -> str:
         raise argparse.ArgumentTypeError(
             _("'%s' is no year in UTC from 1 to 9999") % text
         ) from None
-    return when.strftime('%Y-%m-%dT%H:%M:%SZ')
+    # not strftime(): its %Y has less than four digits before the year 1000
+    return when.replace(tzinfo=None).isoformat(timespec='seconds') + 'Z'

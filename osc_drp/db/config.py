@@ -20,6 +20,7 @@ osc-drp lives among ``OS_*`` variables, and oslo.config would take
 
 import copy
 import dataclasses
+import os
 import pathlib
 import re
 import typing as ty
@@ -296,13 +297,18 @@ def _credentials(drp_file: str | None) -> tuple[str | None, str | None]:
 
 def _drp_path(drp_file: str | None) -> pathlib.Path | None:
     if drp_file is not None:
-        return pathlib.Path(drp_file).expanduser()
-    usual = (pathlib.Path(name).expanduser() for name in DRP_CONF)
+        return _home(drp_file)
+    usual = map(_home, DRP_CONF)
     return next((path for path in usual if path.exists()), None)
 
 
+def _home(name: str) -> pathlib.Path:
+    """Fill in '~', or leave it where nobody knows whose home is meant."""
+    return pathlib.Path(os.path.expanduser(name))
+
+
 def _password(conf: pathlib.Path, name: str) -> str:
-    path = conf.parent / pathlib.Path(name).expanduser()
+    path = conf.parent / _home(name)
     try:
         password = path.read_text(encoding='utf-8').rstrip('\r\n')
     except (OSError, UnicodeError) as e:

@@ -14,6 +14,8 @@
 
 import argparse
 import fcntl
+import io
+import json
 import os
 import pathlib
 import subprocess
@@ -157,6 +159,13 @@ class Lists(base.DrpLister):
         return ('Name',), [('x',)]
 
 
+class Evil(base.DrpLister):
+    """Prints what a tenant named."""
+
+    def take_action(self, parsed_args):
+        return ('Name', 'N'), [('\x1b[2Jw\u202eeb\n\udcff\u65e5', 1)]
+
+
 class Words(base.DrpLister):
     """A command with all kinds of options."""
 
@@ -209,6 +218,31 @@ class TestWords(unittest.TestCase):
             self.assertEqual(
                 ['openstack', 'drp', 'test'], self.words('', name)
             )
+
+
+class TestTable(unittest.TestCase):
+    """What a terminal gets."""
+
+    def printed(self, encoding, *words):
+        raw = io.BytesIO()
+        app = mock.Mock(stdout=io.TextIOWrapper(raw, encoding))
+        command = Evil(app, None, cmd_name='x')
+        parsed = command.get_parser('x').parse_args(words)
+        self.assertEqual(0, command.run(parsed))
+        app.stdout.flush()
+        return raw.getvalue()
+
+    def test_names_are_shown_and_do_nothing(self):
+        for encoding, shown in (
+            ('utf-8', b' [2Jw eb \\udcff\xe6\x97\xa5 1\n'),
+            ('latin-1', b' [2Jw eb \\udcff\\u65e5 1\n'),
+        ):
+            with self.subTest(encoding):
+                self.assertEqual(shown, self.printed(encoding, '-f', 'value'))
+
+    def test_json_has_them_as_they_are(self):
+        found = json.loads(self.printed('ascii', '-f', 'json'))
+        self.assertEqual('\x1b[2Jw\u202eeb\n\udcff\u65e5', found[0]['Name'])
 
 
 class TestErrors(unittest.TestCase):
@@ -352,7 +386,7 @@ class TestOptions(unittest.TestCase):
     def test_seconds(self):
         self.assertEqual(0.0, options.seconds('0'))
         self.assertEqual(1.5, options.seconds('1.5'))
-        for bad in '-1', 'nan', 'inf':
+        for bad in '-1', 'nan', 'inf', '1e300':
             with self.assertRaises(argparse.ArgumentTypeError):
                 options.seconds(bad)
         with self.assertRaises(ValueError):
@@ -372,6 +406,10 @@ class TestOptions(unittest.TestCase):
             ('2026-11-22', '2026-11-22T00:00:00Z'),
         ):
             self.assertEqual(found, self.parse(f'--lost-at {text}').lost_at)
+        self.assertEqual(
+            '0999-01-01T00:00:00Z',
+            self.parse('--lost-at 0999-01-01').lost_at,
+        )
         self.refuse('--lost-at yesterday')
         self.refuse('--lost-at 0001-01-01T00:00:00+23:00')
         self.refuse('--lost-at 9999-12-31T23:59:59-01:00')
@@ -394,6 +432,14 @@ class TestOptions(unittest.TestCase):
                 pathlib.Path('/home/x/.local/state/osc-drp/envvars'),
                 base.run_directory(args, app),
             )
+        with (
+            mock.patch.dict(os.environ),
+            mock.patch('pwd.getpwuid', side_effect=KeyError),
+            self.assertRaisesRegex(exceptions.DrpError, '--run-dir'),
+        ):
+            os.environ.pop('HOME')
+            os.environ.pop('XDG_STATE_HOME', None)
+            base.run_directory(args, app)
 
     def test_session_is_found_again_by_map_and_selection(self):
         cloud_map = types.SimpleNamespace(sha256='f' * 64)

@@ -127,6 +127,9 @@ class TestLoad(testtools.TestCase):
         for secret in ('p%40ss', 'cinder:y', 'S3CRET'):
             self.assertNotIn(secret, told)
 
+    def test_nobodys_home(self) -> None:
+        self.refuse('~nobody-here/x', drp='~nobody-here/x')
+
     def test_urls(self) -> None:
         urls = self.load()
         self.assertEqual('mysql+pymysql://cinder:y@db1/cinder', urls.cinder)
