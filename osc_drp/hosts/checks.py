@@ -208,20 +208,15 @@ def _netdev(guest: Guest) -> Found:
 
 
 def _names(guest: Guest) -> Found:
+    uuids: dict[str, str] = {}
+    for link, name in guest.machine.links.items():
+        if link.startswith('/dev/disk/by-uuid/'):
+            uuids.setdefault(name, link.rpartition('/')[2])
     for entry in _real(guest.machine):
         if not _BY_NAME.fullmatch(entry.spec):
             continue
         device = guest.machine.device(entry.spec)
-        lasting = [
-            link
-            for link, name in guest.machine.links.items()
-            if device is not None
-            and name == device.name
-            and link.startswith('/dev/disk/by-uuid/')
-        ]
-        better = (
-            'UUID=' + lasting[0].rpartition('/')[2] if lasting else 'UUID=...'
-        )
+        better = 'UUID=' + uuids.get(device.name if device else '', '...')
         yield (
             _('"%s": device names change from boot to boot') % entry,
             _('%s instead, in /etc/fstab (lsblk -o +UUID)') % better,

@@ -130,9 +130,10 @@ def _address(told: str, *versions: int) -> ty.Any:
 def _split(portal: str) -> tuple[str, int]:
     """Give the host of a portal, without brackets, and its port."""
     host, colon, port = portal.rpartition(':')
-    if not colon or not port.isdecimal():
-        host, port = portal, '3260'
-    return host.removeprefix('[').removesuffix(']'), int(port)
+    number = text.number(port) if colon else None
+    if number is None:
+        host, number = portal, 3260
+    return host.removeprefix('[').removesuffix(']'), number
 
 
 def same_portal(wanted: str, portal: str) -> bool:

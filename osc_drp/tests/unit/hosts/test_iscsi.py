@@ -221,6 +221,7 @@ class TestOptions(unittest.TestCase):
             ('[fd00::5]:3261', '[fd00::5]:3260', False),
             ('[fd00::5]', '[fd00::6]:3260', False),
             ('10.0.0.5', 'san:3260', False),
+            ('10.0.0.5', '10.0.0.5:' + '1' * 5000, False),
             ('san.example', '10.0.0.5:3260', True),
         ):
             with self.subTest(wanted):
