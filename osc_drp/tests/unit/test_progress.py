@@ -139,6 +139,9 @@ class TestBars(unittest.TestCase):
         long = '[red]' + 'x' * 200 + ' /dev/vdb 42'
         self.assertIn(long, self.show(say=[long]))
 
+    def test_names_move_no_cursor(self):
+        self.assertIn('web1 [2J: failed', self.show(['web1\x1b[2J: failed']))
+
     def test_no_color(self):
         red = '\x1b[31m'
         self.assertIn(red, self.show())

@@ -271,6 +271,11 @@ class TestErrors(unittest.TestCase):
                 self.assertEqual('50% of it is gone', record.getMessage())
                 self.assertIsNone(record.exc_info)
 
+    def test_a_service_moves_no_cursor(self):
+        with self.assertLogs() as logs:
+            self.run_command(exceptions.ApiError('nova: \x1b[2J'))
+        self.assertEqual('nova:  [2J', logs.records[0].getMessage())
+
     def test_traceback_is_for_debugging(self):
         with self.assertLogs(level='DEBUG') as logs:
             self.run_command(exceptions.DrpError('gone'))

@@ -72,6 +72,10 @@ class TestRun(TestCase):
     def lines(self, run):
         return (run.path / journal.FILE).read_bytes()
 
+    def test_no_name_of_a_run(self):
+        with self.assertRaisesRegex(exceptions.DrpError, "no run 'xxx"):
+            self.runs.find('x' * 10000)
+
     def test_cannot_be_read(self):
         run = self.begin()
         # a disk that the loss has damaged
