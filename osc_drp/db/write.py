@@ -704,10 +704,16 @@ def _set_volume(held: _Held, status: str, attach_status: str) -> list[_Change]:
 
 
 def _is_of(change: _Change, server_id: str, volume_id: str) -> bool:
-    ids = {'volume_id': volume_id, 'instance_uuid': server_id}
     volume = change.id if change.table is _volumes else volume_id
-    return volume == volume_id and all(
-        change.bound.get(name, value) == value for name, value in ids.items()
+    return volume == volume_id and _names(change.bound, server_id, volume_id)
+
+
+def _names(bound: dict[str, _Value], server_id: str, volume_id: str) -> bool:
+    """Whether a row is of both, in whatever form it keeps their ids."""
+    ids = {'volume_id': volume_id, 'instance_uuid': server_id}
+    return all(
+        facts.id_of(str(bound.get(name, value))) == value
+        for name, value in ids.items()
     )
 
 
@@ -729,16 +735,16 @@ def _change(
     connection = held.connection(database)
     found = _values(connection, table, row_id)
     assert found is not None
-    known: dict[str, _Value] = {
-        **found,
-        'volume_id': held.volume_id,
-        'instance_uuid': held.server_id,
-    }
+    # as the row has them: users write ids in other forms, too
+    bound = {name: found[name] for name in _BOUND[table]}
+    held.require(
+        _names(bound, held.server_id, held.volume_id), 'a row is of others'
+    )
     return _Change(
         database=database,
         table=table,
         id=row_id,
-        bound={name: known[name] for name in _BOUND[table]},
+        bound=bound,
         old={name: found[name] for name in new},
         new=new,
         digest=_digest(connection, row_id) if table is _bdm else None,

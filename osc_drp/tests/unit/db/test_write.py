@@ -780,6 +780,18 @@ class Writes:
         self.assertTrue(self.row(row_id)['deleted'])
         self.assertEqual(('available', 'detached'), self.volume(volume_id))
 
+    def test_a_row_with_its_servers_id_as_a_user_wrote_it(self) -> None:
+        server_id, volume_id = self.cloud.server(), self.cloud.volume()
+        for written in server_id.upper(), server_id.replace('-', ''):
+            row_id = self.cloud.row(volume_id, written)
+            before = self.cloud.dump()
+            self.release(server_id, volume_id, row_id)
+            self.assertTrue(self.row(row_id)['deleted'])
+            write.undo(self.dbs, self.olds[-1], agree, self.record)
+            self.assertUntouched(before)
+            self.release(server_id, volume_id, row_id)
+            self.cloud.set('cinder', VOLUMES, volume_id, status='in-use')
+
     def test_release_of_a_server_that_is_gone(self) -> None:
         volume_id = self.cloud.volume()
         row_id = self.cloud.row(volume_id, 'gone')
